@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 from transformers import DeepseekV3Config
 from transformers.models.gemma4.configuration_gemma4 import Gemma4TextConfig
 
-from tests.families import FAST, family_config
-from weitune.forecast.meta_model import _probe_small
+from tests.families import FAST, family_config, save_family
+from weitune.forecast.meta_model import _probe_small, build_meta_model
+from weitune.model.load.locate import locate
+from weitune.recipe.schema import Lora
 
 
 @pytest.mark.parametrize(
@@ -18,6 +23,20 @@ def test_a_family_is_probed_as_it_trains(name: str) -> None:
     assert found.shares_rows
     assert found.plain_blocks == (name in FAST)
     assert found.head is not None
+
+
+@pytest.mark.parametrize(
+    ("lora", "head", "modules"),
+    [({}, False, False), ({"modules_to_save": ["lm_head"]}, True, True), ({"train_tokens": ["!"]}, True, True),
+     ({"modules_to_save": ["input_layernorm"]}, False, True)],
+)  # fmt: skip
+def test_where_the_model_runs_by_its_modules_they_are_measured(
+    lora: dict[str, Any], head: bool, modules: bool, tmp_path: Path
+) -> None:
+    """As training runs it, with a trained head or other trained parts (:mod:`weitune.training.build`)."""
+    folder = save_family(tmp_path, "qwen3", tie_word_embeddings=True)
+    meta = build_meta_model(locate(str(folder)), Lora.model_validate(lora))
+    assert (meta.capabilities.head is None, meta.modules is not None) == (head, modules)
 
 
 @pytest.mark.parametrize(

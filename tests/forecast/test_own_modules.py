@@ -144,6 +144,13 @@ def test_a_deep_model_takes_as_much_as_its_layers_together() -> None:
     assert kept[8] > 1.8 * kept[4]
 
 
+def test_patterns_that_name_a_later_layer_are_no_obstacle() -> None:
+    config = text_config(family_config("qwen3", num_hidden_layers=12))
+    lora = Lora(rank_pattern={r"layers\.11\..*q_proj": 16}, modules_to_save=["layers.10.mlp"])
+    modules = modules_of(config, lora, Capabilities(True, PLAIN_LOGITS, False))
+    assert modules.footprint(4, recompute="none", longest=256) is not None
+
+
 def test_recomputing_keeps_the_inputs_of_layers_and_works_on_one() -> None:
     config = text_config(family_config("phi3", num_hidden_layers=12))
     modules, shape = modules_of(config, Lora(), Capabilities(True, PLAIN_LOGITS, False)), ModelShape.from_config(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,14 @@ def test_an_evaluation_of_an_adapter_that_was_left_behind_says_so(tmp_path: Path
     sentence = "This was measured with the adapter of step 5; the run has one of step 10 now."
     assert sentence not in told[10]
     assert told[5].count(sentence) == 3  # whether it is good, what it cost, and the answers
+
+
+def test_the_newest_adapter_of_a_run_that_goes_on_is_its_newest_checkpoint(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "run", checkpoints=(5, 15))
+    assert RunRecord.read(run).adapter_step == 10  # of the final one
+    shutil.rmtree(run / "adapter")
+    with_events(RunRecord.read(run), "")
+    assert RunRecord.read(run).adapter_step == 15  # of 20 steps
 
 
 @pytest.mark.parametrize(("step", "kept"), [(None, 1), (10, 1), (5, 0)])

@@ -27,6 +27,7 @@ from weitune.model.load.published import check_published, is_dequantized
 from weitune.model.load.text_model import empty_model, model_from_config
 from weitune.model.lora.adapter import ParameterCount, attach_adapter, count_adapted, count_parameters
 from weitune.model.lora.experts import expert_parameters, experts_per_token
+from weitune.model.lora.target_names import ends_with
 from weitune.model.lora.targets import Targets, find_targets
 from weitune.recipe.schema import Lora
 
@@ -105,6 +106,10 @@ def build_meta_model(files: ModelFiles, lora: Lora | None, capabilities: Capabil
         capabilities = replace(capabilities.by_modules(), head=None)
     else:
         targets = find_targets(model, lora)
+        if _trains_head(model, lora, tied=tied):
+            capabilities = replace(capabilities.by_modules(), head=None)
+        elif any(name.startswith(f"{targets.blocks}.") for name in _saved(model, lora)):
+            capabilities = capabilities.by_modules()
         count = _count(model, lora, targets)
     return MetaModel(
         shape=ModelShape.from_config(config),
@@ -150,6 +155,19 @@ def _computed_by_experts(model: Any, config: Any) -> int:
     """Return how many weights of experts a token is multiplied by."""
     per_token = experts_per_token(config)
     return sum(p.shape.numel() * min(per_token, p.shape[0]) // p.shape[0] for p in expert_parameters(model))
+
+
+def _trains_head(model: Any, lora: Lora, *, tied: bool) -> bool:
+    """Return whether the output layer of ``model``, or the embeddings that it shares, are trained."""
+    parts = [model.get_output_embeddings(), *([model.get_input_embeddings()] if tied else [])]
+    saved = any(module is part for module in _saved(model, lora).values() for part in parts)
+    return saved or bool(tied and lora.train_tokens)
+
+
+def _saved(model: Any, lora: Lora) -> dict[str, nn.Module]:
+    """Return the modules that are trained whole, by their names."""
+    ends = lora.modules_to_save or ()
+    return {name: each for name, each in model.named_modules() if any(ends_with(name, end) for end in ends)}
 
 
 def _count(model: Any, lora: Lora, targets: Targets) -> ParameterCount:

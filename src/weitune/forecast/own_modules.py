@@ -34,7 +34,7 @@ from weitune.model.fast.attention import BLOCKS, register
 from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import onednn_is_faster
 from weitune.model.lora.adapter import attach_adapter
-from weitune.model.lora.targets import layer_numbers
+from weitune.model.lora.targets import find_targets, layer_numbers
 from weitune.model.own_dropout import turn_off_own_dropout
 from weitune.model.supervised import SupervisedModel
 from weitune.recipe.schema import Lora, Recompute
@@ -143,6 +143,7 @@ class OwnModules:
         with without_parameters():
             model = self._build(self._read(), dtype)
         layers, kinds = layers_of(model), _kinds(model, self._lora)
+        adapted = None if self._lora is None else find_targets(model, self._lora).record()  # by the names of all layers
         del layers[_first_layers(kinds) :]
         turn_off_own_dropout(model)
         model.requires_grad_(self._lora is None)
@@ -156,7 +157,8 @@ class OwnModules:
         if self._lora is not None:
             plain = {"init": "default", "init_from": None, "train_tokens": None}
             with torch.device("meta"):
-                attach_adapter(model, self._lora.model_copy(update=plain), seed=0, base="")
+                targets = find_targets(model, self._lora, adapted)
+                attach_adapter(model, self._lora.model_copy(update=plain), seed=0, base="", targets=targets)
         return _FakeModel(model, layers, kinds, self._capabilities, blocks)
 
 

@@ -24,7 +24,7 @@ from weitune.model.load.weight_files import read_safetensors_header
 from weitune.model.load.weights import load_weights
 from weitune.model.lora.adapter_config import check_adapter
 from weitune.model.lora.merge import merge_plain
-from weitune.model.lora.trainable_state import WholeModel, load_weights_into
+from weitune.model.lora.trainable_state import WholeModel
 from weitune.model.lora.wrapped_adapter import adapter_in_text
 from weitune.model.storage.weight_storage import is_quantized
 from weitune.recipe.schema import QUANTIZED
@@ -157,8 +157,9 @@ def _check_all_used(tuned: PeftModel, read: Path, folder: Path) -> None:
 
 
 def _whole(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
-    tensors = load_file(folder / MODEL_FILES[1])
-    if {name: tensor.shape for name, tensor in tensors.items()} != WholeModel(model).shapes():
+    whole = WholeModel(model)
+    tensors = whole.completed(load_file(folder / MODEL_FILES[1]))
+    if {name: tensor.shape for name, tensor in tensors.items()} != whole.shapes():
         raise RunError("generate.open_model.another_model", folder=folder)
-    load_weights_into(model, tensors)
+    whole.load(tensors)
     return model

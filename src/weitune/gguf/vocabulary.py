@@ -119,11 +119,17 @@ def end_metadata(stop_tokens: Sequence[int]) -> dict[str, Field]:
     return {f"tokenizer.ggml.{name}_token_id": number(token) for name, token in named}
 
 
+def token_id(header: GgufHeader, name: str) -> int | None:
+    """Return the special token ``name`` of a file; None if it has none, for which llama.cpp also writes -1."""
+    token = header.get(f"tokenizer.ggml.{name}_token_id")
+    size = header.metadata["tokenizer.ggml.tokens"].count if "tokenizer.ggml.tokens" in header.metadata else math.inf
+    return token if token is not None and 0 <= token < size else None
+
+
 def stop_tokens(header: GgufHeader) -> int | list[int] | None:
     """Return the tokens that end an answer, as transformers' configurations have them."""
-    named = (header.get(f"tokenizer.ggml.{name}_token_id") for name in _END_TOKENS)
-    size = header.metadata["tokenizer.ggml.tokens"].count if "tokenizer.ggml.tokens" in header.metadata else math.inf
-    tokens = list(dict.fromkeys(token for token in named if token is not None and token < size))  # -1 stands for none
+    named = (token_id(header, name) for name in _END_TOKENS)
+    tokens = list(dict.fromkeys(token for token in named if token is not None))
     return tokens if len(tokens) > 1 else next(iter(tokens), None)
 
 

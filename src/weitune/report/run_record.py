@@ -33,6 +33,8 @@ class RunRecord:
     evaluation: Evaluation | None
     answers: tuple[Mapping[str, Any], ...] = ()
     """Questions with the answers before and after, if the demo asked any of the newest adapter."""
+    adapter_step: int | None = None
+    """The step of the newest adapter, if that is known."""
 
     @classmethod
     def read(cls, folder: Path) -> RunRecord:
@@ -46,6 +48,7 @@ class RunRecord:
             events=tuple(run.typed_events()),
             evaluation=read_evaluation(folder),
             answers=answers,
+            adapter_step=run.newest_step(),
         )
         return record if step in {None, record.adapter_step} else replace(record, answers=())
 
@@ -83,13 +86,6 @@ class RunRecord:
     def not_finite(self) -> bool:
         """Whether the run ended because a loss or a gradient was not finite, and has not gone on since."""
         return self.last_turn is not None and self.last_turn.kind == "not finite"
-
-    @property
-    def adapter_step(self) -> int | None:
-        """The step of the newest adapter: the final one's, or the last step if the run has gone on; None if unknown."""
-        if self.finished:
-            return self.turns("end")[-1].adapter_step
-        return max((event.step for event in self.of_kind(Step) if event.step is not None), default=None)
 
     @property
     def evaluated_earlier(self) -> tuple[int, int] | None:

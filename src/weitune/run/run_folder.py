@@ -124,6 +124,11 @@ class RunFolder:
         folder = self.adapter_folder(which)
         return None if folder is None else self.step_of(folder)
 
+    def newest_step(self) -> int | None:
+        """Return the step of the adapter that ``last`` stands for, damaged or not; None if none is known."""
+        final = self.path / ADAPTER_FOLDER
+        return self.step_of(final) if _is_complete(final) else max(self.checkpoints(), default=None)
+
     def step_of(self, adapter: Path) -> int | None:
         """Return the step at which the adapter in a folder of this run was saved; None if no record tells it."""
         if (step := checkpoint_step(adapter.name)) is not None:

@@ -19,6 +19,7 @@ from weitune.forecast.device_memory import MemoryPlan
 from weitune.model.fast.attention import use_own_attention
 from weitune.model.load.weights import LoadedModel
 from weitune.model.lora.adapter_init import EVA_STEPS
+from weitune.model.lora.saved_modules import original_modules
 from weitune.progress import Progress
 from weitune.recipe.schema import Recipe
 from weitune.training.build import make_loop, make_trainable
@@ -157,9 +158,11 @@ class Trials:
 
     def _attach(self, recipe: Recipe) -> None:
         if self._trainable is not None:
-            self._restore()  # PEFT leaves the trained copies of modules_to_save in place of the base's
             adapted: Any = self._trainable.trained.model
+            originals = original_modules(adapted)
             self._loaded = replace(self._loaded, model=adapted.unload())
+            for name, module in originals.items():  # PEFT leaves the trained copies in their places
+                self._loaded.model.set_submodule(name, module)
             self._loaded.model.requires_grad_(False)
             use_own_attention(self._loaded.model)  # as it was when it had just been loaded
         inputs = self._inputs

@@ -11,6 +11,7 @@ from typing import Any
 from weitune.errors import Interrupted, RecipeError, RunError
 from weitune.files.json_files import leaves
 from weitune.messages import say
+from weitune.model.load.fingerprint import fingerprints_as
 from weitune.progress import Progress
 from weitune.recipe.first_rate import first_rate_of
 from weitune.recipe.load import dump_recipe
@@ -97,7 +98,8 @@ def resume(
     view = view or View()
     with _heeding(folder, stop) as asked:
         inputs = collect_inputs(recipe, view)
-        before, now = dict(leaves(settings.basis)), dict(leaves(inputs.basis))
+        basis = {**inputs.basis, **fingerprints_as(settings.basis, inputs.files)}
+        before, now = dict(leaves(settings.basis)), dict(leaves(basis))
         if settings.recipe:
             recorded, decided = dict(leaves(settings.recipe)), dict(leaves(_deciding(recipe)))
             before.update(recorded)

@@ -101,6 +101,7 @@ def test_no_experts_are_none(name: str, tmp_path: Path) -> None:
         "tokenizer.ggml.tokens": array(["a", "b", "c"], GGUFValueType.STRING),
         "tokenizer.ggml.eos_token_id": number(2),
         "tokenizer.ggml.eot_token_id": number(2**32 - 1),
+        "tokenizer.ggml.padding_token_id": number(2**32 - 1),
     }
     path = written(tmp_path / "tiny.gguf", model, also={**none, **ends})
     assert known(read_header(path)) is not None

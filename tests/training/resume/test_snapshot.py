@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from tests.families import family_model
 from tests.tiny import tiny_model
 from weitune.errors import NonFiniteError, RunError
-from weitune.model.file_names import ADAPTER_FILES
+from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
 from weitune.model.lora.adapter import attach_adapter
-from weitune.model.lora.trainable_state import LoraAdapter
+from weitune.model.lora.trainable_state import LoraAdapter, WholeModel
 from weitune.recipe.schema import Lora, Train
 from weitune.run.checkpoint import write_checkpoint
 from weitune.run.names import OPTIMIZER, STATE
@@ -86,6 +87,34 @@ def test_restored_to_the_bit_and_goes_on_the_same(tmp_path: Path) -> None:
                 parameter.grad = torch.ones_like(parameter)
         its.step()
     assert_equal(states(fresh, fresh_optimizer), states(model, optimizer))
+
+
+def test_moments_in_16_bits_go_on_in_float32(tmp_path: Path) -> None:
+    """As checkpoints have them of modules that were trained whole beside a base in bfloat16."""
+    model, optimizer = moved()
+    for state in optimizer.state.values():
+        state |= {name: state[name].bfloat16() for name in ("exp_avg", "exp_avg_sq")}
+    checkpoint = write_checkpoint(tmp_path, 3, Snapshot.take(3, LoraAdapter(model), optimizer, {}).files())
+    fresh, fresh_optimizer = moved(seed=2)
+    restore(checkpoint, LoraAdapter(fresh), fresh_optimizer)
+    assert {each.dtype for state in fresh_optimizer.state.values() for each in state.values()} == {torch.float32}
+
+
+def test_a_whole_model_has_its_buffers_and_one_without_keeps_the_bases(tmp_path: Path) -> None:
+    model = family_model("deepseek_v3")
+    optimizer = make_optimizer(model.named_parameters(), Train())
+    checkpoint = write_checkpoint(tmp_path, 3, Snapshot.take(3, WholeModel(model), optimizer, {}).files())
+    file = checkpoint.folder / MODEL_FILES[1]
+    saved = load_file(file)
+    (bias,) = [name for name in saved if name.endswith("e_score_correction_bias")]
+    assert saved.keys() == model.state_dict().keys()
+    fresh = family_model("deepseek_v3")
+    for kept in (True, False):
+        fresh.state_dict()[bias].fill_(7)
+        if not kept:  # as earlier versions wrote it
+            save_file({name: tensor for name, tensor in saved.items() if name != bias}, file)
+        restore(checkpoint, WholeModel(fresh), make_optimizer(fresh.named_parameters(), Train()))
+        assert torch.equal(fresh.state_dict()[bias], saved[bias] if kept else torch.full_like(saved[bias], 7))
 
 
 def test_a_parameter_that_never_moved_has_no_moments(tmp_path: Path) -> None:

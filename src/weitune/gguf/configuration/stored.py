@@ -11,7 +11,7 @@ from typing import Any
 from weitune.errors import ModelError
 from weitune.gguf.header import GgufHeader
 from weitune.gguf.rope import rope_scaling
-from weitune.gguf.vocabulary import stop_tokens
+from weitune.gguf.vocabulary import stop_tokens, token_id
 
 Values = dict[str, Any]
 """Keyword arguments of a configuration."""
@@ -84,7 +84,7 @@ def by_kind(stored: Stored, full: Values) -> Values:
 def shape_values(stored: Stored) -> Values:
     """Return what all families have, except for rotary positions."""
     heads = stored.one("attention.head_count")
-    tokens = {f"{name}_token_id": stored.header.get(f"tokenizer.ggml.{key}_token_id") for key, name in _TOKENS.items()}
+    tokens = {f"{name}_token_id": token_id(stored.header, key) for key, name in _TOKENS.items()}
     return {
         "max_position_embeddings": stored("context_length"),
         "hidden_size": stored("embedding_length"),

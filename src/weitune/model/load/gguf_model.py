@@ -28,7 +28,7 @@ from weitune.gguf.configuration.find import configuration, is_known, require_sam
 from weitune.gguf.families.find import family_of
 from weitune.gguf.header import GgufHeader, StoredTensor, read_header
 from weitune.gguf.rope import require_kept, require_scaling, rope_scaling
-from weitune.gguf.vocabulary import stop_tokens
+from weitune.gguf.vocabulary import stop_tokens, token_id
 from weitune.model.load.locate import ModelFiles
 from weitune.model.load.weight_files import counted
 
@@ -84,9 +84,10 @@ def gguf_config(files: ModelFiles) -> Any:
     keys = {f"{family}.{key}": name for key, name in _CONFIG.items()}
     if family in _HEAD_SIZE:
         keys[f"{family}.{_HEAD_SIZE[family]}"] = "head_dim"
-    keys |= {f"tokenizer.ggml.{key}_token_id": f"{name}_token_id" for key, name in _SPECIAL.items()}
     keys["general.name"] = "_model_name_or_path"
     values = {name: header.get(key) for key, name in keys.items() if key in header.metadata}
+    special = {f"{name}_token_id": token_id(header, key) for key, name in _SPECIAL.items()}
+    values |= {name: token for name, token in special.items() if token is not None}
     values["eos_token_id"] = stop_tokens(header)
     if "vocab_size" not in values and "tokenizer.ggml.tokens" in header.metadata:
         values["vocab_size"] = header.metadata["tokenizer.ggml.tokens"].count

@@ -25,6 +25,17 @@ def train_in_float32(adapted: PeftModel) -> None:
             _train_in_float32(wrapper.modules_to_save["default"], wrapper.original_module)
 
 
+def original_modules(adapted: PeftModel) -> dict[str, nn.Module]:
+    """Return the frozen modules beside those that are trained whole, by their names in the base model."""
+    from peft.utils import ModulesToSaveWrapper
+
+    return {
+        name: wrapper.original_module
+        for name, wrapper in adapted.get_base_model().named_modules()
+        if isinstance(wrapper, ModulesToSaveWrapper)
+    }
+
+
 def _train_in_float32(trained: nn.Module, original: nn.Module) -> None:
     model_dtype = next((each.dtype for each in original.parameters()), torch.float32)
     if not model_dtype.is_floating_point or model_dtype == torch.float32:

@@ -59,6 +59,9 @@ class TrainableState(Protocol):
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore saved tensors of these :meth:`shapes` bit for bit."""
 
+    def completed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return saved ``tensors`` with what earlier versions did not save, as it is now."""
+
 
 class LoraAdapter:
     """A PEFT model and, if its initial adapter was subtracted from the base, that adapter.
@@ -126,6 +129,9 @@ class LoraAdapter:
             self._start = start
         set_peft_model_state_dict(self.model, tensors)
 
+    def completed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return dict(tensors)
+
     def _matrices(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in _adapter_tensors(self.model).items():
             if ".lora_A." in name or ".lora_B." in name:
@@ -153,14 +159,12 @@ class WholeModel:
         return {name: tensor.shape for name, tensor in self.tensors().items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        load_weights_into(self.model, tensors)
+        with torch.no_grad():
+            for name, tensor in self.tensors().items():
+                tensor.copy_(tensors[name])
 
-
-def load_weights_into(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``tensors`` into the parameters and buffers of ``model`` with these names."""
-    with torch.no_grad():
-        for name, parameter in (*model.named_parameters(), *_persistent_buffers(model).items()):
-            parameter.copy_(tensors[name])
+    def completed(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {**_persistent_buffers(self.model), **tensors}
 
 
 def _persistent_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.op
     if not (checkpoint.folder / file).is_file():
         raise RunError("training.snapshot.no_file", folder=checkpoint.folder, file=file)
     text = in_text(load_file(checkpoint.folder / file), trained.names)
-    tensors = in_wrapper(text, trained.names)
+    tensors = trained.completed(in_wrapper(text, trained.names))
     moments = in_text(load_file(checkpoint.folder / OPTIMIZER), trained.names)
     parameters = {name: each for name, each in _parameters(trained) if f"{name}.{_MOMENTS[0]}" in moments}
     shapes = {
@@ -99,7 +99,11 @@ def restore(checkpoint: Checkpoint, trained: TrainableState, optimizer: torch.op
     _check_fit(checkpoint, OPTIMIZER, moments, shapes)
     trained.load(tensors)
     for name, parameter in parameters.items():
-        optimizer.state[parameter] = {moment: moments[f"{name}.{moment}"].to(parameter.device) for moment in _MOMENTS}
+        state = {moment: moments[f"{name}.{moment}"] for moment in _MOMENTS}
+        optimizer.state[parameter] = {
+            moment: each.to(parameter.device) if moment == "step" else each.to(parameter)  # once some were in 16 bits
+            for moment, each in state.items()
+        }
 
 
 def _copy(tensor: Tensor) -> Tensor:
