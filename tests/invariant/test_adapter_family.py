@@ -50,13 +50,13 @@ FAST: dict[str, dict[str, Any]] = {
     "patterns": {"rank_pattern": {"q_proj": 2, "mlp.down_proj": 5}, "alpha_pattern": {"q_proj": 3}},
 }  # fmt: skip
 """What weitune's blocks compute themselves."""
-SLOW: dict[str, dict[str, Any]] = {"norms": {"modules_to_save": ["input_layernorm"]}}
-"""What PEFT's layers compute."""
-FAST_BLOCKS_OWN_HEAD: dict[str, dict[str, Any]] = {
+SLOW: dict[str, dict[str, Any]] = {
+    "norms": {"modules_to_save": ["input_layernorm"]},
     "head": {"modules_to_save": ["lm_head"]},
-    "tokens": {"train_tokens": "a,b,c,d,e,f,g,h"},
 }
-KINDS = FAST | SLOW | FAST_BLOCKS_OWN_HEAD
+"""What PEFT's layers compute."""
+FAST_WITH_TOKENS: dict[str, dict[str, Any]] = {"tokens": {"train_tokens": "a,b,c,d,e,f,g,h"}}
+KINDS = FAST | SLOW | FAST_WITH_TOKENS
 
 
 def lora_of(kind: str, **more: Any) -> Lora:
@@ -109,7 +109,7 @@ def test_it_learns_and_loads_in_plain_peft_and_merges(kind: str, tmp_path: Path)
     torch.testing.assert_close(logits(merge_adapter(tiny_model(), tmp_path)), after, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize("kind", FAST | FAST_BLOCKS_OWN_HEAD)
+@pytest.mark.parametrize("kind", FAST | FAST_WITH_TOKENS)
 def test_gradients_equal_those_of_pefts_layers(kind: str, tmp_path: Path) -> None:
     trainable = trainable_of(tmp_path, lora_of(kind))
     draw = torch.Generator().manual_seed(2)
