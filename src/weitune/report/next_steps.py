@@ -6,15 +6,18 @@ from weitune.report.run_record import RunRecord
 from weitune.run.names import RECIPE
 from weitune.shell import shell_command
 
-ANOTHER = "ANOTHER-FOLDER"
-
 
 def next_commands(record: RunRecord) -> list[str]:
     """Return what to type next: talk to a finished run, go on with another."""
     if record.not_finite:  # resuming would come to the same numbers
-        return [shell_command("train", record.path / RECIPE, "--output", ANOTHER)]
+        return [another_run(record)]
     words = ["chat"] if record.finished else ["train", "--resume"]
     return [shell_command(*words, record.path)]
+
+
+def another_run(record: RunRecord) -> str:
+    """Return how to train with the recipe of a run once more."""
+    return shell_command("train", record.path / RECIPE, "--output", "ANOTHER-FOLDER")
 
 
 def evaluation_command(record: RunRecord, *options: str) -> str:

@@ -19,7 +19,7 @@ from weitune.report.data_section import MISSING, data_tables, learned_rows
 from weitune.report.evaluation_section import evaluation_section
 from weitune.report.links import comparisons, linked, siblings
 from weitune.report.markup import lang, text
-from weitune.report.next_steps import ANOTHER, later_commands
+from weitune.report.next_steps import another_run, later_commands
 from weitune.report.page import COPY, Content, Fact, code, commands, folded, page, section, table, tiles
 from weitune.report.preference_section import preference_section
 from weitune.report.run_record import RunRecord
@@ -27,7 +27,7 @@ from weitune.report.trend import trend
 from weitune.report.verdict import evaluation_verdict, verdict
 from weitune.run.events import SampleAnswer, Step, Validation
 from weitune.run.history import finite
-from weitune.run.names import RECIPE, REPORT
+from weitune.run.names import REPORT
 from weitune.shell import shell_command
 
 _SHOWN_SAMPLES, _SHOWN_PROMPTS, _SHOWN_SIBLINGS = 12, 3, 8
@@ -224,7 +224,7 @@ def _repeat(record: RunRecord) -> str:
     basis = record.environment.get("basis", {})
     fingerprints = "".join(f"{name}: {value}\n" for name, value in leaves(basis))
     return (
-        commands([shell_command("train", record.path / RECIPE, "--output", ANOTHER)])
+        commands([another_run(record)])
         + folded(say("report.run_report.recipe"), code(record.recipe_text, wrapped=True))
         + folded(say("report.run_report.machine"), table((), [*environment.items(), *packages.items()]))
         + folded(say("report.run_report.fingerprints"), code(fingerprints, wrapped=True))

@@ -21,10 +21,8 @@ def gemma(config: Any) -> Family:
 def gemma2(config: Any) -> Family:
     """Gemma 2, whose every other layer attends within a window."""
     _check_attention_scale(config, "gemma2")
-    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
-        require(
-            getattr(config, cap) is not None, "gemma2", f"{cap} null"
-        )  # llama.cpp takes 50 and 30 where none is given
+    for cap in ("attn_logit_softcapping", "final_logit_softcapping"):  # llama.cpp takes 50 and 30 where none is given
+        require(getattr(config, cap) is not None, "gemma2", f"{cap} null")
     fields = {
         **common_fields(config),
         **periodic_window(config, "gemma2", 2),
