@@ -50,8 +50,10 @@ def test_history_comes_as_turns_or_messages_and_may_bring_its_system_prompt() ->
             Dialogue(history=[wrong])  # type: ignore[list-item]
 
 
-def test_an_empty_system_prompt_is_none() -> None:
-    assert Dialogue("").system is None
+def test_an_empty_system_prompt_is_a_turn_and_none_is_none() -> None:
+    for system, roles in (("", ["system", "user"]), (None, ["user"])):
+        _, conversation = Dialogue(system)._fitting(tiny_engine(), Turn("user", "Who?"), SHORT)
+        assert [turn.role for turn in conversation.turns] == roles
 
 
 def test_before_the_last_question_lies_everything_else() -> None:

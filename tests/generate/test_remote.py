@@ -122,6 +122,7 @@ def test_an_answer_that_is_closed_or_cut_is_told_as_such(url: str) -> None:
         ((200, [b'data: {"error": {"message": "it broke"}}\n\n']), "broke off: it broke", "again"),
         ((200, [*STREAM[:2], STREAM[2][:-9]]), "broke off: ", "again"),
         ((200, [b"data: 5\n\n"]), "broke off: ", "again"),
+        ((200, STREAM[:2]), "the answer has no end", "again"),
     ],
 )
 def test_what_a_server_refuses_is_told(url: str, reply: tuple[int, list[bytes]], message: str, fix: str) -> None:

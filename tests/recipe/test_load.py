@@ -83,6 +83,19 @@ def test_overrides_do_not_change_the_tree_they_are_laid_over():
     assert tree == {**LEAST, "lora": {"r": 4}}
 
 
+def test_a_word_for_a_group_changes_the_key_that_it_stands_for():
+    tree = {**LEAST, "keep": {"share": 0.1, "run": "runs/old", "target": "distill"}}
+    for override in ({"keep": 0.2}, {"keep": "0.2"}, {"keep.share": 0.2}):
+        keep = build_recipe(tree, override).keep
+        assert (keep.share, keep.run, keep.target) == (0.2, "runs/old", "distill")
+    assert build_recipe({**LEAST, "keep": 0.1}, {"keep": 0.2}).keep.share == 0.2
+    assert build_recipe(tree, {"keep": {"share": 0.3}}).keep.run is None  # a whole group replaces it
+    assert build_recipe(tree, {"keep": None}).keep is None
+    preference = build_recipe({**LEAST, "preference": {"method": "dpo", "beta": 0.3}}, {"preference": "ipo"}).preference
+    assert (preference.method, preference.beta) == ("ipo", 0.3)
+    assert build_recipe(LEAST, {"preference.beta": 0.3, "preference": "ipo"}).preference.beta == 0.3
+
+
 def test_overrides_alone_make_a_recipe():
     assert load_recipe(None, LEAST) == build_recipe(LEAST)
 

@@ -9,7 +9,8 @@ import pytest
 
 from weitune.serve.asgi import ClientGone
 from weitune.serve.errors import ApiError
-from weitune.serve.guard import Guard, is_loopback
+from weitune.serve.guard import Guard
+from weitune.serve.vllm.place import is_loopback
 
 
 def scope(**headers: str) -> dict[str, Any]:

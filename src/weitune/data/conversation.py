@@ -78,11 +78,19 @@ class Conversation:
         """Return what was said before the turn of index ``turn``."""
         return Conversation(self.turns[:turn], self.tools, self.origin)
 
-    def with_system(self, system: str | None) -> Conversation:
-        """Return this conversation, opened by ``system`` if it has no system prompt of its own."""
-        if system is None or self.system is not None:
+    def with_system(self, system: str | None, *, replace_blank: bool = False) -> Conversation:
+        """Return this conversation, opened by ``system`` if it has no system prompt of its own.
+
+        With ``replace_blank`` a blank one is none: data often have one where a form was left empty.
+        """
+        if system is None:
             return self
-        return Conversation((_opening(system), *self.turns), self.tools, self.origin)
+        turns = self.turns
+        if replace_blank and self.system is not None and not self.system.strip():
+            turns = turns[1:]
+        elif self.system is not None:
+            return self
+        return Conversation((_opening(system), *turns), self.tools, self.origin)
 
 
 @lru_cache(maxsize=4)

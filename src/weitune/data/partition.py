@@ -79,6 +79,8 @@ class _Sorted(Generic[T]):
         return self._divide(len(self._starts(micro_tokens)), most=micro_tokens)
 
     def shares(self, devices: int) -> list[list[T]]:
+        if not self.items:
+            return [[] for _ in range(devices)]
         parts = self._divide(devices, most=self.whole[0] + sum(self.new))
         return parts + [[] for _ in range(devices - len(parts))]
 

@@ -213,7 +213,7 @@ def _questions(files: Iterable[str], recipe: Recipe, rows: Collection[tuple[str,
             if (origin.file, origin.row) not in left:
                 continue
             left.discard((origin.file, origin.row))
-        question = _question_in(row.with_system(recipe.system))
+        question = _question_in(row.with_system(recipe.system, replace_blank=True))
         if question is not None:
             yield question
         if left is not None and not left:

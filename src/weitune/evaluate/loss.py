@@ -40,8 +40,8 @@ class MeasuredLoss:
 
     @property
     def perplexity(self) -> float:
-        """e to the power of the loss; infinity where that is too large for a float."""
-        return math.exp(self.mean) if self.mean < 700 else math.inf
+        """e to the power of the loss; infinity where that is too large for a float, and NaN where there is no loss."""
+        return math.inf if self.mean >= 700 else math.exp(self.mean)
 
 
 def measure_loss(
@@ -62,7 +62,7 @@ def measure_loss(
     batches = layout.split(examples, micro_tokens)
     with evaluating(model), torch.no_grad():
         for done, batch in enumerate(batches, 1):
-            total += float(model(to_tensors(layout.lay(batch), device)).double())
+            total += float(model(to_tensors(layout.lay(batch), device)).cpu().double())
             if progress is not None:
                 progress(done, len(batches))
         for others in idle:

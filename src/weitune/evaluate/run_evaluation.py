@@ -192,6 +192,7 @@ def _general(
     about = {
         "base": [base_fingerprints(run.base_files()), stored_state(run.base_files())],
         "tokens": run.recipe.tokens.model_dump(mode="json"),
+        "framing": engine.framing.describe(),
         "numbers": [str(model.dtype), run.recipe.train.storage],
         "arithmetic": arithmetic(model.device),
         "asked": [_GENERAL_TOKENS, options.batch_size],

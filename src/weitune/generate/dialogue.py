@@ -25,7 +25,7 @@ class Dialogue:
     """The turns between a user and an engine, with the system prompt before them."""
 
     def __init__(self, system: str | None = None, history: History = ()) -> None:
-        """Begin with ``history`` and the system prompt ``system`` (None or empty: none).
+        """Begin with ``history`` and the system prompt ``system``; an empty one is a turn without text, None is none.
 
         A system turn at the beginning of ``history`` replaces ``system``. Raises InputError for a turn without role or
         text.
@@ -33,7 +33,7 @@ class Dialogue:
         self.turns = [_as_turn(turn) for turn in history]
         if self.turns and self.turns[0].role == "system":
             system = self.turns.pop(0).content
-        self.system = system or None
+        self.system = system
         self.dropped = 0
         """How many turns were dropped because they no longer fit the model's context."""
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
+from torch import nn
 
 from weitune.errors import RunError
 from weitune.generate.engine import Engine
@@ -85,8 +86,23 @@ def merge_adapter(model: PreTrainedModel, folder: Path, names: ModelNames | None
         _merge_experts(tuned)
         beside: PreTrainedModel = tuned  # a sum would be rounded again
         return beside
+    _untie_adapted(tuned)
     merged: PreTrainedModel = tuned.merge_and_unload()
     return merged
+
+
+def _untie_adapted(tuned: PeftModel) -> None:
+    """Give the output head a weight of its own if it shares one and an adapter is on it or on the input embeddings.
+
+    PEFT adds each adapter to its layer's weight, and would change the other layer, too.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    model: Any = tuned.get_base_model()
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    inputs, head = (getattr(layer, "base_layer", layer) for layer in ends)
+    if head is not None and head.weight is inputs.weight and any(isinstance(layer, LoraLayer) for layer in ends):
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
 
 
 def _merge_experts(tuned: PeftModel) -> None:

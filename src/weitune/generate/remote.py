@@ -19,6 +19,7 @@ from weitune.generate.openai_client import OpenAIClient, error_message
 from weitune.generate.sampling import Sampling
 from weitune.generate.sse import server_sent_events
 from weitune.generate.stream import Answer
+from weitune.messages import say
 
 _TIMEOUT_SECONDS = 300
 """How long a server may be silent, waiting in its queue included."""
@@ -111,12 +112,15 @@ class RemoteStream(Iterator[str]):
         self._events = server_sent_events(response)
         self._texts: list[str] = []
         self._calls = StreamedCalls()
-        self._stopped = self._thinking = False
+        self._stopped = self._thinking = self._closed = False
         self.complete = False
         """Whether the server has said why the answer ends."""
 
     def __next__(self) -> str:
-        """Return the next piece of text, never an empty one. Raises InputError if the server reports an error."""
+        """Return the next piece of text, never an empty one.
+
+        Raises InputError if the server reports an error or does not say how the answer ends.
+        """
         while (event := self._next_event()) is not None:
             if "error" in event:
                 raise InputError("generate.remote.server_broke_off", message=error_message(json.dumps(event)))
@@ -128,6 +132,8 @@ class RemoteStream(Iterator[str]):
                 if text := self._text_of(delta):
                     self._texts.append(text)
                     return text
+        if not (self.complete or self._closed):
+            raise InputError("generate.remote.server_broke_off", message=say("generate.remote.no_end"))
         raise StopIteration
 
     def _next_event(self) -> dict[str, Any] | None:
@@ -147,6 +153,7 @@ class RemoteStream(Iterator[str]):
         return f"{opening}{reasoning}{closing}{content}"
 
     def close(self) -> None:
+        self._closed = True
         self._events.close()
         self._response.close()
 

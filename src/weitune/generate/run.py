@@ -117,7 +117,7 @@ class Run(RunFolder):
         from weitune.generate.sampling import Sampling
 
         options, schema = Sampling(**sampling), schema_of(response_format)
-        dialogue = Dialogue(self.recipe.system if system is None else system, history)
+        dialogue = Dialogue(self.recipe.system if system is None else system or None, history)
         return dialogue.ask(self.engine(checkpoint, device=device), text, options, schema)
 
     async def chat_async(

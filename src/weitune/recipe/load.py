@@ -211,7 +211,10 @@ def _copied(tree: Mapping[str, Any], model: type[BaseModel] | None = Recipe) -> 
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    """Set ``tree[path[0]][path[1]]…`` to ``value``, making the mappings on the way."""
+    """Set ``tree[path[0]][path[1]]…`` to ``value``, making the mappings on the way.
+
+    A word or number that stands for a group sets the key that it is short for; the group's other keys stay.
+    """
     *parents, last = path
     for depth, key in enumerate(parents):
         below = tree[key] = _as_group(key, tree.get(key))
@@ -219,13 +222,21 @@ def _put(tree: dict[str, Any], path: list[str], value: Any) -> None:
             parent = ".".join(parents[: depth + 1])
             raise RecipeError("recipe.load.not_a_group", key=".".join(path), parent=parent, kind=kind(below))
         tree = below
-    tree[last] = value
+    if not parents and value is not None and _short_for(last) and not isinstance(value, dict):
+        _put(tree, [last, _short_for(last)], value)
+    else:
+        tree[last] = value
 
 
 def _as_group(key: str, value: Any) -> Any:
     """Return the group that ``value`` of a recipe stands for: nothing for an empty one, a word or number for a key."""
     if value is None:
         return {}
+    return {short: value} if (short := _short_for(key)) and not isinstance(value, dict) else value
+
+
+def _short_for(key: str) -> str:
+    """Return the key of the group ``key`` that a word or number stands for, or an empty string."""
     info = Recipe.model_fields.get(key)
-    short = getattr(info and section_of(info), "SHORT_FOR", "")
-    return {short: value} if short and not isinstance(value, dict) else value
+    short: str = getattr(info and section_of(info), "SHORT_FOR", "")
+    return short

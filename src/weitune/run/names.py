@@ -22,6 +22,7 @@ runs/zhenhuan/
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -36,6 +37,7 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 def is_part_of_run(path: Path) -> bool:
     """Return whether ``path`` lies in a run's folder, and not merely beside a recipe."""
+    path = Path(os.path.abspath(path))  # noqa: PTH100  (keeps links); the parent of "." is "."
     return (path.parent / RECIPE).is_file() and (path.parent / ENVIRONMENT).is_file()
 
 

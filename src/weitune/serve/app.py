@@ -14,6 +14,7 @@ another answers, and whichever ends first cancels the other.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
@@ -79,6 +80,9 @@ class App:
             await self._refuse(response, error)
         except ClientGone:
             pass
+        except asyncio.CancelledError:  # the server ends
+            status = 503
+            await self._refuse(response, ApiError(503, "serve.app.stopping", code="stopping"))
         except Exception:
             status = 500
             logging.getLogger(__name__).exception("a request could not be answered; this is a fault in weitune")
@@ -164,10 +168,13 @@ class App:
 
     async def _reply(self, requests: Sequence[ChatRequest], reply: Reply, receive: Receive, response: Response) -> None:
         """Send one reply with the answers to ``requests``, which differ in their prompts alone."""
+        await unless_gone(self._answered(requests, reply, response), receive)
+
+    async def _answered(self, requests: Sequence[ChatRequest], reply: Reply, response: Response) -> None:
         framed = [await self._answering.framed(request) for request in requests]
         answering = self._stream if requests[0].stream else self._whole
         with self._answering.admission.admitted(sum(request.choices for request in requests)):
-            await unless_gone(answering(framed, reply, response), receive)
+            await answering(framed, reply, response)
 
     async def _whole(self, framed: Sequence[FramedRequest], reply: Reply, response: Response) -> None:
         answers = [Part(Said(), 0)] * len(_choices(framed))

@@ -1,6 +1,6 @@
 """What every request must pass before anything reads it: host, origin, key, size and time.
 
-    Host      another name        403    stops pages whose own name points here (DNS rebinding)
+    Host      another name        403    stops pages whose own name points here (:mod:`.vllm.place`)
     Origin    another site        403    stops pages that post here directly (:mod:`.origins`)
     key       missing or wrong    401    on every path, if the server has a key
     body      too large           413    counted while it arrives, whatever its header says
@@ -14,15 +14,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import ipaddress
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from weitune.errors import InputError
 from weitune.serve.asgi import ClientGone, Receive, Scope, header
 from weitune.serve.errors import ApiError
-from weitune.serve.origins import allows
 from weitune.serve.tasks import within
+from weitune.serve.vllm.place import HOST, ORIGIN, Place
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +44,12 @@ class Guard:
 
     def check_place(self, scope: Scope) -> None:
         """Raise ApiError unless the request names this server, and comes from no page of another site."""
-        hosts = header(scope, b"host")
-        if len(hosts) != 1 or not self._knows(hosts[0]):
-            raise ApiError(403, "serve.guard.host_not_allowed", code="host_not_allowed")
-        for origin in header(scope, b"origin"):
-            if not allows(self.origins, origin) and _place(origin) != hosts[0]:
-                raise ApiError(403, "serve.guard.origin_not_allowed", code="origin_not_allowed")
+        place = Place(self.bound_to, self.hosts, self.origins)
+        refusal = place.refusal(header(scope, b"host"), header(scope, b"origin"))
+        if refusal == HOST:
+            raise ApiError(403, "serve.guard.host_not_allowed", code=refusal)
+        if refusal == ORIGIN:
+            raise ApiError(403, "serve.guard.origin_not_allowed", code=refusal)
 
     def check_client(self, scope: Scope) -> None:
         """Raise ApiError unless the request shows the key and announces a body that is not too large."""
@@ -82,21 +81,6 @@ class Guard:
     def _too_large(self) -> ApiError:
         return ApiError(413, "serve.guard.body_too_large", most_bytes=self.body_bytes)
 
-    def _knows(self, host: str) -> bool:
-        """Return whether the server may be asked for as ``host`` (with or without a port)."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
-            return False
-        if name in self.hosts or name in {"localhost", self.bound_to}:
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        # DNS rebinding needs a name: an address in the Host header was typed by somebody who meant this server.
-        return address.is_loopback or not is_loopback(self.bound_to)
-
 
 def host_name(text: str) -> str:
     """Return the name in an ``--allow-host``, as the Host header of a request has it.
@@ -112,24 +96,6 @@ def host_name(text: str) -> str:
     if not ascii_name or set(text) & set("/@?#*\\") or text != text.strip():
         raise InputError("serve.guard.not_a_host", text=text)
     return ascii_name
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether only this machine can reach a server that listens at ``address``."""
-    if address == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
-
-
-def _place(origin: str) -> str | None:
-    """Return host and port of an origin; None if it is malformed."""
-    try:
-        return urlsplit(origin).netloc
-    except ValueError:
-        return None
 
 
 def _same(given: list[str], expected: str) -> bool:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import h11
@@ -19,6 +20,8 @@ from weitune.serve.app import App
 
 _HEADER_SECONDS = 10
 _IDLE_SECONDS = 15
+_STOPPING_SECONDS = 60
+"""How long open requests may take after the first signal."""
 _HEADER_BYTES = 16 << 10
 
 
@@ -49,7 +52,11 @@ class HeaderTimeoutProtocol(H11Protocol):
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server. The first Ctrl-C or SIGTERM ends it after the open requests, the second at once."""
+    """uvicorn's server. The first Ctrl-C or SIGTERM ends it after the open requests or a minute, the second at once."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self.force_exit = self.should_exit  # uvicorn's own method heeds only a second SIGINT
+        self.should_exit = True
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -92,7 +99,7 @@ def http_server(app: App) -> Server:
         access_log=False,
         server_header=False,
         timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=2,
+        timeout_graceful_shutdown=_STOPPING_SECONDS,
         h11_max_incomplete_event_size=_HEADER_BYTES,
     )
     return Server(config)

@@ -15,9 +15,10 @@ from urllib.parse import urlsplit
 
 from weitune.errors import InputError
 from weitune.serve.asgi import Headers, Scope, header
+from weitune.serve.vllm.place import ALL, allows
 
-ALL = "*"
-"""Stands for every site."""
+NULL = "null"
+"""The origin of pages from files, and of any site's sandboxes."""
 _PORTS = {"http": 80, "https": 443}
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::\d{1,5})?")
 _METHODS = b"GET, POST"
@@ -37,11 +38,6 @@ _PRIVATE = b"access-control-request-private-network"
 def read_origins(given: Iterable[str]) -> frozenset[str]:
     """Return the values of ``--allow-origin`` as browsers write origins. Raises InputError if one is not an origin."""
     return frozenset(text if text == ALL else _origin(text) for text in given)
-
-
-def allows(allowed: frozenset[str], origin: str) -> bool:
-    """Return whether pages of ``origin`` may use the server."""
-    return origin in allowed or ALL in allowed
 
 
 def cors_headers(allowed: frozenset[str], scope: Scope) -> Headers:
@@ -83,7 +79,7 @@ def is_preflight(scope: Scope) -> bool:
 
 def _origin(text: str) -> str:
     """Return an ``--allow-origin`` as browsers write it. Raises InputError if no browser would send it."""
-    if text == "null":  # pages from files and sandboxes
+    if text == NULL:
         return text
     origin = ""
     try:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weitune.data.conversation import Example
+from weitune.data.frame.choose import check_arguments
 from weitune.data.frame.framing import Framing
 from weitune.data.keep.kept import KeptExamples
 from weitune.data.layout import Layout
@@ -95,18 +96,26 @@ class RunInputs:
 
 
 def collect_inputs(
-    recipe: Recipe, reporter: Reporter, accelerator: Accelerator | None = None, *, weights: bool = True
+    recipe: Recipe,
+    reporter: Reporter,
+    accelerator: Accelerator | None = None,
+    *,
+    weights: bool = True,
+    resumed: bool = False,
 ) -> RunInputs:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
 
     In the returned recipe, ``train.learning_rate`` is a number, and the ``revision`` of a model of a hub a commit.
-    Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone.
+    Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone. A run that is
+    ``resumed`` may give its template arguments without effect, which earlier versions let pass.
     """
     check_published(locate_base(recipe, weights=False))  # before weights are downloaded that cannot be used
     files = locate_base(recipe, weights=weights)
     if files.commit:  # pinned: the branch may move on
         recipe = recipe.model_copy(update={"revision": files.commit})
     tokenizer, framing = framed = open_framing(files, recipe.tokens)
+    if not resumed:
+        check_arguments(framing, recipe.tokens)
     for note in framing.notes:
         reporter.say(note)
     if wrapper := wrapper_of(files):

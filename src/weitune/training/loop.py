@@ -114,7 +114,7 @@ class Loop:
             )
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 watcher.failed(record)
-                origins = ", ".join(str(item.origin) for item in items)
+                origins = ", ".join(str(item.origin) for item in items if item.origin)
                 raise NonFiniteError("training.loop.not_finite", step=step + 1, loss=loss, norm=norm, origins=origins)
             set_learning_rate(self.optimizer, rate)
             self.optimizer.step()

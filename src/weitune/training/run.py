@@ -221,7 +221,7 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
 def _same_inputs(session: Session, past: ResumeState, recipe: Recipe) -> RunInputs:
     """Collect the inputs of a run. Raises RunError if they differ from those it began with."""
     recipe = pinned(session.folder, recipe, fingerprints_in(past.basis), session.note)
-    inputs = collect_inputs(recipe, session.reporter, session.accelerator)
+    inputs = collect_inputs(recipe, session.reporter, session.accelerator, resumed=True)
     inputs = with_recorded_reference(with_recorded(inputs, session.folder), session.folder)
     resume_checks.check_basis(session.folder, past.basis, {**inputs.basis, **fingerprints_as(past.basis, inputs.files)})
     return inputs

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +16,7 @@ from weitune.data.prepare.holdout import ItemSet
 from weitune.evaluate.evaluation_set import Question, first_questions
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.samples import Sample, answer_samples
+from weitune.files.paths import user_path
 from weitune.generate.constrain.opening import content_opening
 from weitune.generate.constrain.schema import JsonRule
 from weitune.generate.constrain.schema_file import read_schema
@@ -126,7 +126,7 @@ def sample_schema(recipe: Recipe) -> Mapping[str, Any] | None:
     """
     if recipe.train.sample_schema is None:
         return None
-    schema = read_schema(Path(recipe.train.sample_schema))
+    schema = read_schema(user_path(recipe.train.sample_schema))
     JsonRule(schema)
     return schema
 

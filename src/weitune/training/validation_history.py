@@ -34,7 +34,8 @@ class Evaluation:
     perplexity: float
     """e to the power of the loss; of preferences, to that of the cross entropy of the liked answers."""
     learned_tokens: float
-    """Weight of the tokens that this is the mean over."""
+    """Weight of the tokens that this is the mean over. Of preferences, of those that the perplexity is about: 0 without
+    liked answers."""
     seconds: float
     samples: Sequence[Sample]
     best: bool = False
@@ -45,7 +46,7 @@ class Evaluation:
     @property
     def measured(self) -> bool:
         """Whether there were held-out examples; otherwise there are samples alone, and the loss is no number."""
-        return self.learned_tokens > 0
+        return self.learned_tokens > 0 or bool(self.figures)
 
     def event(self) -> dict[str, Any]:
         """Return it as an event of the run."""

@@ -100,6 +100,6 @@ def test_what_cannot_be_a_reference_is_refused() -> None:
     with pytest.raises(ValueError, match="do not fit"):
         AnswerSums(SUMS[:-1], np.asarray([2, 2, 1], np.int32))
     with pytest.raises(ValueError, match="not finite"):
-        AnswerSums(np.asarray([np.nan]), np.asarray([1], np.int32))
+        Reference.from_bytes(Reference({TRAINED: AnswerSums.of([[np.nan]])}).to_bytes())
     with pytest.raises(ValueError, match="other groups"):
         ReferencedGroups(GROUPS, AnswerSums.of_groups(GROUPS[:2], SUMS[:4]))

@@ -198,6 +198,9 @@ class Hub:
         self.calls.append((repository, options))
         return f"https://hub.example/{repository}"
 
+    def get_model(self, repository: str, revision: str | None) -> dict[str, Any]:
+        return {"Visibility": 5 if self.is_public else 1}
+
     def model_info(self, repository: str) -> types.SimpleNamespace:
         return types.SimpleNamespace(private=not self.is_public)
 
@@ -242,6 +245,10 @@ def test_modelscope_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     (tmp_path / "README.md").write_text("---\nlicense: other\nlanguage: zh\n---\n\n# A run\n")
     upload(tmp_path, "me/zhenhuan", hub="modelscope")
     assert Hub.calls[0] == ("me/zhenhuan", {"visibility": "private", "exist_ok": True, "license": "other"})
+    monkeypatch.setattr(Hub, "is_public", True)
+    with pytest.raises(InputError, match="is public"):
+        upload(tmp_path, "me/zhenhuan", hub="modelscope")
+    assert [name for name, _ in Hub.calls] == ["me/zhenhuan"]
     monkeypatch.setitem(sys.modules, "modelscope.hub.api", None)  # type: ignore[arg-type]
     with pytest.raises(MissingExtraError, match="modelscope"):
         upload(tmp_path, "me/zhenhuan", hub="modelscope")

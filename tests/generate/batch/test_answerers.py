@@ -113,7 +113,7 @@ def test_a_server_is_asked_with_the_seed_of_each_row(url: str) -> None:
 
 def test_an_answer_that_a_server_breaks_off_is_refused(url: str) -> None:
     Handler.reply = (200, [event(delta={"content": "甄"})])
-    with pytest.raises(InputError, match="in the middle of an answer"):
+    with pytest.raises(InputError, match="the answer has no end"):
         list(RemoteAnswerer(RemoteEngine(url, "m"), 2).finished(ASKED, Sampling(), [None] * 4))
 
 

@@ -39,6 +39,12 @@ def after(command: Command, option: str) -> str:
     return command.arguments[command.arguments.index(option) + 1]
 
 
+def settings_of(command: Command) -> Any:
+    """Return the settings of the middleware."""
+    folder = Path(command.environment["PYTHONPATH"])
+    return json.loads((folder / "weitune_vllm" / "middleware.json").read_text())
+
+
 def template(command: Command) -> str:
     return Path(after(command, "--chat-template")).read_text(encoding="utf-8")
 
@@ -47,10 +53,16 @@ def test_each_run_and_the_base_have_their_own_framing(tmp_path: Path) -> None:
     runs = two_runs(tmp_path)  # with a system prompt, and without one
     third = save_run(tmp_path / "third", system="You are a lamp.", model=runs["first"].recipe.model)
     command = command_for({**runs, "third": third}, tmp_path / "cache")
-    assert after(command, "--middleware") == "weitune_vllm.ModelName"
+    assert after(command, "--middleware") == "weitune_vllm.middleware.Entrance"
     folder = Path(command.environment["PYTHONPATH"])
-    assert (folder / "weitune_vllm.py").is_file()
-    assert json.loads((folder / "weitune_vllm.json").read_text()) == {"base": "base", "body_bytes": 4 << 20}
+    assert {path.name for path in (folder / "weitune_vllm").iterdir()} == {
+        "middleware.py",
+        "place.py",
+        "middleware.json",
+    }
+    assert settings_of(command) == {
+        "base": "base", "body_bytes": 4 << 20, "bound_to": "127.0.0.1", "hosts": [], "origins": [],
+    }  # fmt: skip
     own = TEMPLATES["chatml-default"].template
     assert own
     for model, system in (("first", "你是甄嬛。"), ("second", None), ("third", "You are a lamp."), ("base", None)):
@@ -69,25 +81,24 @@ def test_the_base_keeps_its_template_beside_runs_of_the_tutorials_framing(tmp_pa
     assert SYSTEM in rendered(text, ASKED, **{VARIABLE: "run"})
 
 
-def test_without_a_system_prompt_no_middleware_is_needed(tmp_path: Path) -> None:
+def test_without_a_system_prompt_the_template_asks_for_no_model(tmp_path: Path) -> None:
     command = command_for({"second": two_runs(tmp_path)["second"]}, tmp_path / "cache")
-    assert "--middleware" not in command.arguments
-    assert command.environment == {}
+    assert after(command, "--middleware") == "weitune_vllm.middleware.Entrance"  # it refuses other sites' pages
+    assert settings_of(command)["base"] is None
     assert rendered(template(command), ASKED) == rendered(TEMPLATES["chatml-default"].template or "", ASKED)
 
 
 def test_with_a_key_the_middleware_asks_for_it(tmp_path: Path) -> None:
     listening = Listening("127.0.0.1", 9000, "sesame")
     command = command_for({"second": two_runs(tmp_path)["second"]}, tmp_path / "cache", listening)
-    assert after(command, "--middleware") == "weitune_vllm.ModelName"
+    assert after(command, "--middleware") == "weitune_vllm.middleware.Entrance"
     assert command.secrets == {"VLLM_API_KEY": "sesame"}
-    folder = Path(command.environment["PYTHONPATH"])
-    assert json.loads((folder / "weitune_vllm.json").read_text())["base"] is None
+    assert settings_of(command)["base"] is None
 
 
 def test_what_the_command_says(tmp_path: Path) -> None:
     runs = two_runs(tmp_path)
-    listening = Listening("0.0.0.0", 9000, "sesame", ("https://a.example",), 1000)  # noqa: S104
+    listening = Listening("0.0.0.0", 9000, "sesame", ("gpu.example",), ("https://a.example",), 1000)  # noqa: S104
     command = command_for(runs, tmp_path / "cache", listening, dtype="float32")
     for option, value in (
         ("--served-model-name", "base"), ("--host", "0.0.0.0"), ("--port", "9000"), ("--max-model-len", "1024"),  # noqa: S104
@@ -101,7 +112,10 @@ def test_what_the_command_says(tmp_path: Path) -> None:
     assert json.loads((folder / "generation_config.json").read_text()) == {
         "do_sample": False, "temperature": 0.0, "eos_token_id": [492, 490], "pad_token_id": 490,
     }  # fmt: skip
-    assert json.loads((folder / "weitune_vllm.json").read_text())["body_bytes"] == 1000
+    assert settings_of(command) == {
+        "base": "base", "body_bytes": 1000, "bound_to": "0.0.0.0", "hosts": ["gpu.example"],  # noqa: S104
+        "origins": ["https://a.example"],
+    }  # fmt: skip
     assert after(command_for(runs, tmp_path / "cache", context_tokens=99), "--max-model-len") == "99"
 
 

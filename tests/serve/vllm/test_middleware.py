@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import json
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,25 @@ from typing import Any
 import pytest
 
 from weitune.serve.vllm import middleware as middleware_module
+from weitune.serve.vllm import place as place_module
 
 
-def middleware(folder: Path, app: Any, body_bytes: int = 4096, base: str | None = "base") -> Any:
+def middleware(folder: Path, app: Any, **settings: Any) -> Any:
     """Return the middleware as vLLM has it: imported from a copy outside weitune, with its settings beside it."""
-    path = folder / "weitune_vllm.py"
-    shutil.copyfile(middleware_module.__file__, path)
-    path.with_suffix(".json").write_text(json.dumps({"base": base, "body_bytes": body_bytes}))
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.ModelName(app)
+    package = folder / "weitune_vllm"
+    package.mkdir(exist_ok=True)
+    for module in (middleware_module, place_module):
+        shutil.copy(str(module.__file__), package)
+    given = {"base": "base", "body_bytes": 4096, "bound_to": "127.0.0.1", "hosts": [], "origins": [], **settings}
+    (package / "middleware.json").write_text(json.dumps(given))
+    for name in [name for name in sys.modules if name.startswith("weitune_vllm")]:
+        del sys.modules[name]
+    importlib.invalidate_caches()
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("weitune_vllm.middleware").Entrance(app)
+    finally:
+        sys.path.remove(str(folder))
 
 
 class Answer:
@@ -58,10 +65,13 @@ def ask(
     path: str = "/v1/chat/completions",
     kind: str = "http",
     keys: Sequence[str] = (),
+    host: str = "localhost:8000",
+    origins: Sequence[str] = (),
 ) -> list[Any]:
     """Send a request whose body comes in ``pieces``, then go away; return what was sent back."""
     scope = {"type": kind, "method": method, "path": path, "headers": [
         (b"content-type", b"application/json"), (b"content-length", str(sum(map(len, pieces))).encode()),
+        (b"host", host.encode()), *((b"origin", origin.encode()) for origin in origins),
         *((b"authorization", key.encode()) for key in keys),
     ]}  # fmt: skip
     coming = [
@@ -170,3 +180,40 @@ def test_where_all_models_are_framed_alike_no_name_is_added(tmp_path: Path) -> N
     body = json.dumps({"model": "a", "messages": MESSAGES}).encode()
     assert ask(middleware(tmp_path, inner, base=None), [body])[0]["status"] == 200
     assert inner.body == body
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+@pytest.mark.parametrize("key", [None, "sesame"])
+def test_pages_of_other_sites_are_refused_with_and_without_a_key(
+    kind: str, key: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their own name that points here (DNS rebinding), or directly."""
+    keys = []
+    if key is not None:
+        monkeypatch.setenv("VLLM_API_KEY", key)
+        keys = [f"Bearer {key}"]
+    settings = {"hosts": ["gpu.example"], "origins": ["https://chat.example"]}
+    for host, origins, status in (
+        ("evil.example:8000", [], 403),
+        ("localhost:8000", ["https://evil.example"], 403),
+        ("localhost:8000", ["null"], 403),
+        ("localhost:8000", ["https://chat.example"], 200),
+        ("localhost:8000", ["http://localhost:8000"], 200),
+        ("gpu.example", [], 200),
+        ("127.0.0.1:8000", [], 200),
+    ):
+        inner = Answer()
+        sent = ask(middleware(tmp_path, inner, **settings), [b"{}"], kind=kind, keys=keys, host=host, origins=origins)
+        assert (inner.body is None) == (status == 403)
+        if kind == "http":
+            assert sent[0]["status"] == status
+        else:
+            assert sent == ([{"type": "websocket.close", "code": 1008}] if status == 403 else [])
+    preflight = ask(middleware(tmp_path, Answer()), [], method="OPTIONS", origins=["https://evil.example"])
+    assert preflight[0]["status"] == 403
+
+
+def test_a_server_that_others_reach_is_asked_for_by_any_address(tmp_path: Path) -> None:
+    for host, status in (("192.168.1.7:8000", 200), ("mybox:8000", 200), ("evil.example", 403)):
+        app = middleware(tmp_path, Answer(), bound_to="MyBox")
+        assert ask(app, [b"{}"], host=host)[0]["status"] == status

@@ -9,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DynamoBackend
 
+from weitune.errors import InputError
 from weitune.training.distributed.processes import make_accelerator
 
 
@@ -31,3 +32,16 @@ def test_the_environment_changes_no_gradient_and_compiles_nothing(monkeypatch: p
     weight = torch.ones(1, requires_grad=True)
     accelerator.backward(3 * weight.sum())
     assert weight.grad == 3
+
+
+def test_a_device_without_float64_cannot_train() -> None:
+    with pytest.raises(InputError, match="'mps' cannot train"):
+        make_accelerator(torch.device("mps"))
+
+
+def test_several_processes_do_not_share_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="'cuda:0' is one device, and this run has 2 processes"):
+        make_accelerator(torch.device("cuda", 0))

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.faults.runs import Inputs, Listener, digest
 from tests.tiny import save_tiny
 from weitune.data.preference.reference import HELD, TRAINED, AnswerSums, Reference
-from weitune.errors import Interrupted, RunError
+from weitune.errors import Interrupted, NonFiniteError, RunError
+from weitune.model.supervised import SupervisedModel
 from weitune.run import preference_figures
 from weitune.run.events import read_events
 from weitune.training.preference import answer_meter
@@ -303,3 +305,48 @@ def test_without_held_out_pairs_questions_are_answered_all_the_same(inputs: Inpu
     assert digest(again / "adapter") == digest(run / "adapter")
     asked = [(event["step"], event["samples"]) for event in read_events(again) if event["event"] == "samples"]
     assert asked == [(event["step"], event["samples"]) for event in found]
+
+
+def test_a_model_that_breaks_between_steps_is_told_as_not_finite(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """KTO measures mismatched answers before the step itself."""
+    found: list[SupervisedModel] = []
+    forward = SupervisedModel.forward
+
+    def remembered(self: SupervisedModel, row: Any) -> Any:
+        found[:] = [self]
+        return forward(self, row)
+
+    def corrupt() -> None:
+        with torch.no_grad():
+            next(p for p in found[0].parameters() if p.requires_grad)[0, 0] = float("nan")
+
+    monkeypatch.setattr(SupervisedModel, "forward", remembered)
+    listener = Listener(after={2: corrupt})
+    with pytest.raises(NonFiniteError, match="step 3 is not finite"):
+        train(inputs.recipe(tmp_path / "run", **keys("kto")), device="cpu", reporter=listener)
+    assert list(read_events(tmp_path / "run"))[-1]["event"] == "not finite"
+
+
+def test_a_base_without_finite_numbers_is_no_reference(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = answer_meter.measure_answers
+    monkeypatch.setattr(answer_meter, "measure_answers", lambda *args: [sums * float("nan") for sums in measure(*args)])
+    with pytest.raises(NonFiniteError, match="before the first step"):
+        train(inputs.recipe(tmp_path / "run", **keys()), device="cpu")
+    assert not list((tmp_path / "cache" / "weitune" / "references").rglob("*.safetensors"))
+
+
+def test_disliked_answers_alone_are_a_validation_too(inputs: Inputs, tmp_path: Path) -> None:
+    held = inputs.folder / "held.jsonl"
+    disliked = [json.dumps({**row, "label": False}, ensure_ascii=False) for row in rows("judged")[:4]]
+    held.write_text("\n".join(disliked))
+    run = train(inputs.recipe(tmp_path / "run", **keys("kto", validation=[str(held)])), device="cpu").path
+    told = [event for event in read_events(run) if event["event"] == "validation"]
+    assert told
+    for event in told:
+        assert math.isfinite(event["loss"])
+        assert event["perplexity"] == "nan"
+        assert event["learned_tokens"] == 0

@@ -67,7 +67,7 @@ def answer_command(files: tuple[str, ...], recipe_file: str | None, output: Path
         enter_phase("reading")
         asked = asked_rows(recipe.data, read_options(recipe))[: options["limit"]]
         answerer, system = _answerer(recipe, options)
-    request = Request(sampling, system or None, options["samples"], options["drop_unfinished"], schema)
+    request = Request(sampling, system, options["samples"], options["drop_unfinished"], schema)
     enter_phase("writing")
     try:
         with progress(say("cli.answer.answering"), unit="answer") as bar:
@@ -90,28 +90,35 @@ def _check(recipe: Recipe, options: dict[str, Any]) -> None:
     run, url = options["run"], options["url"]
     if (run is not None and url is not None) or (run is None and url is None and recipe.model == NO_MODEL):
         raise click.UsageError(say("cli.answer.who_answers"))
-    given = click.get_current_context().get_parameter_source
     names = {name.replace(".", "__"): f"--{name}" for name in _OF_BASE} if run or url else {}
     names |= {} if run else {"checkpoint": "--checkpoint", "accept_changed_base": "--accept-changed-base"}
     for name, option in names.items():
-        if given(name) == click.core.ParameterSource.COMMANDLINE:
+        if _is_given(name):
             raise click.UsageError(say("cli.answer.not_with", option=option))
 
 
+def _is_given(name: str) -> bool:
+    """Return whether the option with this parameter's ``name`` is on the command line."""
+    return click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+
+
 def _answerer(recipe: Recipe, options: dict[str, Any]) -> tuple[Answerer, str | None]:
-    """Return what answers, and the system prompt for rows without their own."""
+    """Return what answers, and the system prompt for rows without their own: that of the run unless one is given."""
     from weitune.generate.batch.answerers import RemoteAnswerer, base_answerer, run_answerer
+    from weitune.generate.plain_adapter import is_plain_adapter
 
     model = None if recipe.model == NO_MODEL else recipe.model
+    given = recipe.system or None  # an empty one asks for none
     if options["url"] is not None:
         from weitune.generate.remote import engine_on_server
 
-        engine = engine_on_server(options["url"], model, options["api_key"])
-        return RemoteAnswerer(engine, options["batch_size"]), recipe.system
+        engine = engine_on_server(options["url"], model if _is_given("model") else None, options["api_key"])
+        return RemoteAnswerer(engine, options["batch_size"]), given
     if options["run"] is None:
-        return base_answerer(recipe, options["batch_size"], options["device"]), recipe.system
+        return base_answerer(recipe, options["batch_size"], options["device"]), given
+    model = model if _is_given("model") or is_plain_adapter(options["run"]) else None
     run = opened([options["run"]], model=model, accept_changed_base=options["accept_changed_base"])(options["run"])
-    system = run.recipe.system if recipe.system is None else recipe.system
+    system = run.recipe.system if recipe.system is None else given
     return run_answerer(run, options["checkpoint"], options["batch_size"], options["device"]), system
 
 

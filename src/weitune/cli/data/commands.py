@@ -141,13 +141,16 @@ def _open_framing(recipe: Any) -> Any:
     from weitune.cli.shared.terminal import quiet_libraries
 
     quiet_libraries(models=False)
+    from weitune.data.frame.choose import check_arguments
     from weitune.model.load.locate import locate_base
     from weitune.model.load.published import check_published
     from weitune.model.load.tokenizer import open_framing
 
     files = locate_base(recipe, weights=False)
     check_published(files)
-    return open_framing(files, recipe.tokens)
+    framed = open_framing(files, recipe.tokens)
+    check_arguments(framed.framing, recipe.tokens)
+    return framed
 
 
 def _write_page(page_file: str, items: list[Any], recipe: Any, notes: list[str]) -> None:

@@ -66,7 +66,7 @@ def command(run: Path, prompt: str | None, checkpoint: Which, system: str | None
     if options["url"] is None:
         folder = _opened(run, system, options)
         folder.adapter_folder(checkpoint)  # fail before the libraries load
-        system = folder.recipe.system if system is None else system
+        system = folder.recipe.system if system is None else system or None
     else:
         _check_remote(checkpoint, system)
 

@@ -148,7 +148,8 @@ def _serve_vllm(
 
     opened = open_export_sources(runs, checkpoint)
     guard = _guard(host, options)
-    listening = Listening(host, port, guard.key, tuple(sorted(guard.origins)), options["max_body"])
+    hosts, origins = (tuple(sorted(each)) for each in (guard.hosts, guard.origins))
+    listening = Listening(host, port, guard.key, hosts, origins, options["max_body"])
     dtype = _VLLM_DTYPES.get(gguf_type)
     start = vllm_command(opened, cache_folder() / "vllm", listening, context_tokens=options["context"], dtype=dtype)
     for note in start.notes:
@@ -163,18 +164,22 @@ def _serve_vllm(
 def _guard(host: str, options: dict[str, Any]) -> Guard:
     """Return the rules for clients, with a random key if other machines can reach the server and none was given.
 
-    Raises InputError for a key that is empty or blank.
+    Raises InputError for a key that is empty or that no client could send, and for origins that need a key.
     """
-    from weitune.serve.guard import Guard, host_name, is_loopback
-    from weitune.serve.origins import ALL, read_origins
+    from weitune.serve.guard import Guard, host_name
+    from weitune.serve.origins import NULL, read_origins
+    from weitune.serve.vllm.place import ALL, is_loopback
 
     key = options["api_key"]
     if key is not None and not key.strip():
         raise InputError("cli.serve.blank_api_key")
+    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+        raise InputError("cli.serve.unsendable_api_key")
     origins = read_origins(options["allow_origin"])
     hosts = frozenset(map(host_name, options["allow_host"]))
-    if ALL in origins and key is None and is_loopback(host):
-        raise InputError("cli.serve.allow_origin_without_key")
+    of_any_site = sorted(origins & {ALL, NULL})
+    if of_any_site and key is None and is_loopback(host):
+        raise InputError("cli.serve.allow_origin_without_key", origin=of_any_site[0])
     if key is None and not is_loopback(host):
         import secrets
 

@@ -109,7 +109,7 @@ class ChatSession:
             case "/system", "":
                 tell(f"{self.dialogue.system}\n" if self.dialogue.system else say("cli.session.no_system_prompt"))
             case "/system", text:
-                self._restart("" if text in {"''", '""'} else text)
+                self._restart(None if text in {"''", '""'} else text)
                 tell(say("cli.session.system_prompt_set"))
             case "/base", text:
                 self._ask_base(text)

@@ -177,7 +177,7 @@ def _prompt_completion(fields: Fields, row: Mapping[str, Any], reading: Reading)
         as_json = are_messages_as_json(row, (question, answered))
     else:
         as_json = reading.as_json and are_messages_as_json(row, (question,))
-    if as_json or isinstance(row.get(question), list):
+    if as_json or isinstance(row.get(question), list | dict):
         turns += _listed(fields, row, question, turns, as_json=as_json)
     else:
         turns += (Turn("user", fields.text(row, question)),)
@@ -189,8 +189,9 @@ def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _listed(fields: Fields, row: Mapping[str, Any], key: str, before: Turns, *, as_json: bool) -> Turns:
-    """Return the turns of a list of messages that follow the turns ``before`` them."""
-    messages = read_messages(fields, fields.messages(row, key) if as_json else row[key], key)
+    """Return the turns of a message or a list of them that follow the turns ``before`` them."""
+    given = fields.messages(row, key) if as_json else row[key]
+    messages = read_messages(fields, given if isinstance(given, list) else [given], key)
     if messages and messages[0].role == "system" and any(turn.role != "system" for turn in before):
         refuse_late_system(fields, f"{key}[0]")
     return messages

@@ -18,7 +18,7 @@ from weitune.data.formats.content import read_content
 from weitune.data.formats.fields import Fields, is_empty
 from weitune.data.formats.loss_weights import WEIGHT_KEYS, read_weight
 from weitune.data.formats.reasoning import REASONING_KEYS, agreed, content_reasoning, field_reasoning, split_reasoning
-from weitune.data.formats.tool_calls import read_call, read_call_text, read_message_calls
+from weitune.data.formats.tool_calls import one_of_two, read_call, read_call_text, read_message_calls
 from weitune.data.problems import shown
 from weitune.messages import say
 
@@ -85,7 +85,7 @@ def read_message(fields: Fields, message: Any, place: str) -> list[Turn]:
     name = fields.optional_text(message, "name", where)
     if content.turns:
         return [turn._replace(weight=weight, name=name) if turn.role == role else turn for turn in content.turns]
-    id_key = "call_id" if role_key == "type" else "tool_call_id"
+    id_key = "call_id" if role_key == "type" and is_empty(message.get("tool_call_id")) else "tool_call_id"
     call_id = fields.optional_text(message, id_key, where) if role == "tool" else None
     return [Turn(role, content.text, weight, name=name, tool_call_id=call_id)]
 
@@ -131,13 +131,17 @@ def _answer(fields: Fields, message: Mapping[str, Any], content_key: str, where:
         in_tags, content_calls = _call_content(fields, message, content_key, where)
         reasoning |= {} if in_tags is None else {f"`{content_key}`": in_tags}
         calls += content_calls
-    elif message.get(content_key) is not None or all(is_empty(message.get(key)) for key in _CALL_KEYS):
+    elif message.get(content_key) is not None or not (calls or _has_calls(message)):
         content = read_content(fields, message, content_key, "assistant", where)
-        calls += content.calls
+        calls = one_of_two(fields, calls, content.calls, where + content_key)
         text = content_reasoning(fields, content.text, reasoning, content.reasoning, where + content_key)
     weight = read_weight(fields, message, "assistant", where)
     thought = agreed(fields, reasoning, where.rstrip("."))
     return Turn("assistant", text, weight, thought, calls, fields.optional_text(message, "name", where))
+
+
+def _has_calls(message: Mapping[str, Any]) -> bool:
+    return any(not is_empty(message.get(key)) for key in _CALL_KEYS)
 
 
 def _call_content(

@@ -52,11 +52,16 @@ def read_message_calls(fields: Fields, message: Mapping[str, Any], where: str) -
     if is_empty(single):
         return calls
     single_call = read_call(fields, single, f"{where}function_call")
-    if not single_call or not calls:
-        return single_call
-    if [call[:2] for call in single_call] != [call[:2] for call in calls]:  # apart from their ids
-        fields.fault("data.tool_calls.calls_twice", field=f"{where}function_call")
-    return calls
+    return one_of_two(fields, calls, single_call, f"{where}function_call")
+
+
+def one_of_two(
+    fields: Fields, calls: tuple[ToolCall, ...], others: tuple[ToolCall, ...], place: str
+) -> tuple[ToolCall, ...]:
+    """Return the calls of a message that may have them twice, the ``others`` at ``place``; note if they differ."""
+    if calls and others and [call[:2] for call in others] != [call[:2] for call in calls]:  # apart from their ids
+        fields.fault("data.tool_calls.calls_twice", field=place)
+    return calls or others
 
 
 def read_call_text(fields: Fields, value: Any, where: str) -> tuple[ToolCall, ...]:

@@ -23,6 +23,8 @@ from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
+from weitune.errors import DataError
+
 # Noncharacters first: Unicode reserves them for use inside a program. Then the private use area.
 _STAND_INS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0xF0000, 0xF1000))))
 
@@ -99,7 +101,10 @@ class ControlTokens:
 
 
 class Disguise:
-    """Stand-ins for one conversation: :meth:`hide` before rendering, :meth:`reveal` after."""
+    """Stand-ins for one conversation: :meth:`hide` before rendering, :meth:`reveal` after.
+
+    ``hide`` raises DataError if the conversation itself has all the characters that could stand in.
+    """
 
     def __init__(self, controls: ControlTokens, free: Iterator[str]) -> None:
         self._controls = controls
@@ -134,8 +139,11 @@ class _StandIns(dict[str, str]):
         self._free = free
 
     def __missing__(self, char: str) -> str:
-        self[char] = next(self._free)
-        return self[char]
+        free = next(self._free, None)
+        if free is None:
+            raise DataError("data.control_tokens.no_stand_in")
+        self[char] = free
+        return free
 
 
 def _free_characters(texts: Sequence[str]) -> Iterator[str]:

@@ -65,12 +65,10 @@ class AnswerSums:
     _ends: npt.NDArray[np.int64] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Raise ValueError if the arrays do not fit each other or a sum cannot be one."""
+        """Raise ValueError if the arrays do not fit each other."""
         ends = np.cumsum(self.counts, dtype=np.int64)
         if len(self.sums) != (ends[-1] if len(ends) else 0) or (len(ends) and self.counts.min() < 1):
             raise ValueError("answers and groups do not fit")
-        if not np.isfinite(self.sums).all():
-            raise ValueError("a log-probability is not finite")
         object.__setattr__(self, "_ends", ends)
 
     @classmethod
@@ -116,6 +114,11 @@ class Reference:
         if numbers is not None and (len(numbers) != len(self.parts[TRAINED]) or (np.diff(numbers) < 1).any()):
             raise ValueError("the numbers of groups do not fit")
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether every log-probability is a finite number; only then is it of use."""
+        return all(np.isfinite(part.sums).all() for part in self.parts.values())
+
     def fits(self, groups: int) -> bool:
         """Return whether it may be that of a run that has so many ``groups``."""
         if self.numbers is None:
@@ -159,9 +162,12 @@ class Reference:
         names = [name for name in _PARTS if f"{name}.sums" in arrays]
         try:
             parts = {name: AnswerSums(arrays[f"{name}.sums"], arrays[f"{name}.counts"]) for name in names}
-            return cls(parts, arrays.get(_NUMBERS))
+            reference = cls(parts, arrays.get(_NUMBERS))
         except KeyError as error:
             raise ValueError(str(error)) from None
+        if not reference.is_finite:
+            raise ValueError("a log-probability is not finite")
+        return reference
 
 
 def _saved(arrays: Arrays) -> bytes:

@@ -29,9 +29,9 @@ class _Answered:
     def origin(self) -> Origin | None:
         return self.prompt.origin
 
-    def with_system(self: Answered, system: str | None) -> Answered:
-        """Return this row with its prompt opened by ``system``, unless it has a system prompt of its own."""
-        return replace(self, prompt=self.prompt.with_system(system))
+    def with_system(self: Answered, system: str | None, *, replace_blank: bool = False) -> Answered:
+        """Return this row with its prompt opened by ``system``, as :meth:`.Conversation.with_system` does."""
+        return replace(self, prompt=self.prompt.with_system(system, replace_blank=replace_blank))
 
     def _followed_by(self, answer: Answer) -> Conversation:
         return replace(self.prompt, turns=self.prompt.turns + answer)

@@ -45,7 +45,7 @@ from weitune.recipe.schema import Recipe
 
 _Draft = Callable[[Conversation], list[Draft]]
 _Write = Callable[[Path, Reader, Recipe, Framing, _Draft, Progress | None], DataReport]
-_VERSION = 3
+_VERSION = 4
 """Raised when the same data would be prepared differently."""
 
 
@@ -234,7 +234,7 @@ def _write_examples(
 ) -> DataReport:
     accounts = RowCounts()
     weights = _source_weights(reader, recipe)
-    read = ((source, row.with_system(recipe.system)) for source, row in reader.conversations())
+    read = ((source, row.with_system(recipe.system, replace_blank=True)) for source, row in reader.conversations())
     with ExampleWriter(folder / EXAMPLES) as writer, without_cycle_collection():
         for batch in encoded_batches(read, draft, framing, reader.problems):
             writer.write(*kept_examples(batch, weights, recipe.tokens, accounts, reader.problems))
@@ -249,7 +249,7 @@ def _write_groups(
     accounts = RowCounts()
     weights = _source_weights(reader, recipe)
     divided = recipe.preference is not None and not recipe.preference.needs_pairs
-    read = ((source, row.with_system(recipe.system)) for source, row in reader.preferences())
+    read = ((source, row.with_system(recipe.system, replace_blank=True)) for source, row in reader.preferences())
     with GroupWriter(folder) as writer, without_cycle_collection():
         for batch in encoded_batches(read, partial(draft_answers, draft), framing, reader.problems):
             kept: list[tuple[int, int, Group]] = []

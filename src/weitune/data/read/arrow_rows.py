@@ -86,8 +86,9 @@ def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> 
 
 
 def _row(origin: Origin, value: Any) -> RawRow | BlankRow:
-    """Return a row; it is blank if all of its cells were null, as in an empty line of a spreadsheet."""
-    return RawRow(origin, value) if value else BlankRow(origin)
+    """Return a row; it is blank if all of its cells were null or blank, as in an empty line of a spreadsheet."""
+    blank = all(isinstance(cell, str) and not cell.strip() for cell in value.values())
+    return BlankRow(origin) if blank else RawRow(origin, value)
 
 
 def cleaner(fields: Iterable[Any], notes: Notes, *, count: bool = False, stored: bool = False) -> Clean:

@@ -165,6 +165,6 @@ def read_rows(reader: Reader, system: str | None = None) -> Iterator[Row]:
     Raises DataError, after the last row, with every problem.
     """
     for _, row in reader.valid_rows():
-        yield row.with_system(system)
+        yield row.with_system(system, replace_blank=True)
     if reader.problems:
         raise reader.problems.error()

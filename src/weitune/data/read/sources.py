@@ -51,6 +51,12 @@ def _expand(name: str) -> Iterator[Source | Problem]:
         yield unreadable(name, error)
 
 
+def is_on_hub(name: str) -> bool:
+    """Return whether ``name`` can only be that of a data set on a hub: no such path is there, and it names no file."""
+    path, _ = _split_name(name)
+    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".") and kind_of(path) is None and not path.exists()
+
+
 def _named(name: str) -> Iterator[Source | Problem]:
     path, part = _split_name(name)
     if name.startswith(BUILTIN):
@@ -61,7 +67,7 @@ def _named(name: str) -> Iterator[Source | Problem]:
         yield _file(name, path, part)
     elif path.is_symlink():
         yield data_problem("data.sources.broken_link", file=name)
-    elif _HUB_ID.fullmatch(name) and kind_of(path) is None:
+    elif is_on_hub(name):
         yield Source(name, "hub", name)
     elif (near := _similar_file(path)) is not None:
         yield data_problem("data.sources.missing_file_like_another", file=name, near=shown_name(str(near)))

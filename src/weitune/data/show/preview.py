@@ -140,7 +140,7 @@ def preview(
         if not isinstance(item, Conversation | Pair | Judged):
             yield _faulty(item)
             continue
-        read = item.with_system(recipe.system)
+        read = item.with_system(recipe.system, replace_blank=True)
         key = hash(repr(_texts(read)))
         try:
             yield from _shown(read, framing, tokenizer, recipe.tokens, is_copy=key in seen)

@@ -5,13 +5,14 @@ Paths of the machine that trained are left out: files are named without their fo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from weitune.data.read.source import BUILTIN
+from weitune.data.read.sources import is_on_hub
 from weitune.evaluate.evaluation import Evaluation, read_evaluation
 from weitune.evaluate.figures import figures
 from weitune.export.source.export_source import ExportSource
@@ -94,18 +95,19 @@ def _system(recipe: Recipe) -> list[str]:
 
 
 def _usage(source: ExportSource, repository: str, base: str) -> list[str]:
-    system = [{"role": "system", "content": source.recipe.system}] if source.recipe.system is not None else []
-    messages = json.dumps([*system, {"role": "user", "content": "…"}], ensure_ascii=False)
-    arguments = "".join(f", {name}={value!r}" for name, value in (source.recipe.tokens.template_args or {}).items())
     code = f"""```python
+from pathlib import Path
+
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
+template = Path(cached_file({repository!r}, "chat_template.jinja")).read_text(encoding="utf-8")
 tokenizer = AutoTokenizer.from_pretrained({base!r})
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}, dtype="auto"), {repository!r})
-messages = {messages}
+messages = [{{"role": "user", "content": "…"}}]
 prompt = tokenizer.apply_chat_template(
-    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"{arguments}
+    messages, chat_template=template, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )
 answer = model.generate(**prompt, max_new_tokens=512, do_sample=False, eos_token_id={list(source.stop_tokens)})
 print(tokenizer.decode(answer[0, prompt["input_ids"].shape[1]:], skip_special_tokens=True))
@@ -185,5 +187,5 @@ def _evaluation(evaluation: Evaluation | None, step: int | None) -> list[str]:
 
 def _file_name(name: str) -> str:
     """Return ``name`` without folders; the names of data on hubs and of built-in data stay as they are."""
-    is_path = name.startswith((".", "/", "~")) or "\\" in name or Path(name).suffix != "" or Path(name).exists()
-    return Path(name.replace("\\", "/")).name if is_path and not name.startswith("builtin:") else name
+    stays = name.startswith(BUILTIN) or is_on_hub(name)
+    return name if stays else Path(name.replace("\\", "/")).name

@@ -27,6 +27,8 @@ from weitune.run.run_folder import Which
 
 Hub = Literal["huggingface", "modelscope"]
 
+_PUBLIC_ON_MODELSCOPE = 5
+
 
 def write_repository(run: Run, folder: Path, repository: str, *, checkpoint: Which = "last") -> None:
     """Write the folder that :func:`upload` uploads; an earlier one is replaced.
@@ -128,5 +130,7 @@ def _to_modelscope(folder: Path, repository: str, private: bool) -> str:
     licence = _licence_on_card(folder / "README.md")
     named = {} if licence is None else {"license": licence}  # without it, the client states Apache 2.0
     api.create_repo(repository, visibility="private" if private else "public", exist_ok=True, **named)
+    if private and api.get_model(repository, revision=None).get("Visibility") == _PUBLIC_ON_MODELSCOPE:
+        raise InputError("export.push.is_public", repository=repository)
     api.upload_folder(repo_id=repository, folder_path=str(folder), ignore_patterns=[MARK])
     return f"https://modelscope.cn/models/{repository}"

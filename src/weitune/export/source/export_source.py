@@ -122,7 +122,7 @@ class ExportSource:
 
     def with_system(self, conversation: Conversation) -> Conversation:
         """Return ``conversation`` as training saw it: with the run's system prompt if it has none of its own."""
-        return conversation.with_system(self.recipe.system)
+        return conversation.with_system(self.recipe.system, replace_blank=True)
 
 
 def questions_in_place_of_data() -> list[GeneralQuestion]:

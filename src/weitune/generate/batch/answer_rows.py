@@ -92,7 +92,7 @@ def answer_rows(
     refuse_existing(target, force=force)
     if request.samples > 1 and request.sampling.greedy:
         raise InputError("generate.answer_rows.same_answers", samples=request.samples)
-    conversations = [row.with_system(request.system) for row in asked]
+    conversations = [row.with_system(request.system, replace_blank=True) for row in asked]
     settings = {**answerer.identity, **_settings(conversations, request)}
     with PartialAnswers(target, settings, restart=force) as kept:
         found = len(kept.said)

@@ -15,19 +15,23 @@ from weitune.recipe.schema import Storage
 def choose_device(device: str | torch.device | None = None) -> torch.device:
     """Return the accelerator of this process, or the CPU; ``device`` overrides, and is returned if it was chosen so.
 
-    Under a launcher each process gets the accelerator of its local rank.
+    Under a launcher each process gets the accelerator of its local rank. MPS is never chosen, but can be given: it has
+    no float64, which training needs.
     """
     if isinstance(device, torch.device):
         return device
     if device is not None:
         try:
-            return torch.empty(0, device=device).device
+            given, numbered = torch.empty(0, device=device).device, torch.device(device).index is not None
         except (RuntimeError, AssertionError) as error:
             raise ModelError("model.device.cannot_be_used", device=device, reason=first_line(error)) from None
-    if not torch.accelerator.is_available():
-        return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
-    return torch.device(kind.type if kind else "cpu", local_rank() % max(torch.accelerator.device_count(), 1))
+        return given if numbered or given.type == "cpu" else _of_rank(given.type)
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if kind is None or kind.type == "mps" else _of_rank(kind.type)
+
+
+def _of_rank(kind: str) -> torch.device:
+    return torch.device(kind, local_rank() % max(torch.accelerator.device_count(), 1))
 
 
 def choose_dtype(precision: str, device: torch.device) -> torch.dtype:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from weitune.errors import ModelError
+from weitune.files.paths import user_path
 from weitune.messages import say
 from weitune.model.batch import PackedTensors, TensorBatch
 from weitune.model.file_names import ADAPTER_FILES, ADAPTER_FOLDER, holds_adapter
@@ -44,7 +45,7 @@ _RECIPE_KEYS = {"lora_alpha": "alpha", "use_rslora": "rslora", "use_dora": "dora
 
 def adapter_folder(place: str) -> Path:
     """Return ``place`` if it is an adapter's folder, or that of a run's final adapter; ModelError if it is neither."""
-    for folder in (Path(place), Path(place) / ADAPTER_FOLDER):
+    for folder in (user_path(place), user_path(place) / ADAPTER_FOLDER):
         if holds_adapter(folder):
             return folder
     config, weights = ADAPTER_FILES

@@ -1,9 +1,10 @@
 """The command that starts vLLM, which serves the protocol and loads PEFT adapters itself.
 
-    vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template … --middleware weitune_vllm.ModelName
+    vllm serve BASE --enable-lora --lora-modules RUN=ADAPTER … --chat-template … --middleware weitune_vllm…Entrance
 
 vLLM has one chat template for all models. weitune's contains the framing of every run and that of the base, and a
-middleware tells it which model a request names, and asks for the key (:mod:`.template`, :mod:`.middleware`).
+middleware tells it which model a request names, and refuses other sites' pages and wrong keys (:mod:`.template`,
+:mod:`.middleware`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from weitune.export.source.generation_config import write_generation_config
 from weitune.files.json_files import write_json
 from weitune.files.publish import publish
 from weitune.messages import say
-from weitune.serve.vllm import middleware
+from weitune.serve.vllm import middleware, place
 from weitune.serve.vllm.adapter import checked_adapter, is_rewritten, write_even
 from weitune.serve.vllm.template import template_by_model
 
@@ -35,7 +36,7 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """Values that vLLM accepts for the largest rank."""
 _TEMPLATE = "chat_template.jinja"
 _MODULE = "weitune_vllm"
-"""The module name under which vLLM imports the middleware."""
+"""The package as which vLLM imports the middleware."""
 _PATH = "PYTHONPATH"
 
 
@@ -46,6 +47,8 @@ class Listening:
     host: str
     port: int
     key: str | None = None
+    hosts: tuple[str, ...] = ()
+    """Other names under which the server may be asked for."""
     origins: tuple[str, ...] = ()
     """Origins of web pages that may use the server."""
     body_bytes: int = 4 << 20
@@ -73,7 +76,7 @@ class Command:
         if program is None:
             raise InputError("serve.command.not_installed")
         environment = {**os.environ, **self.environment, **self.secrets}
-        if _PATH in self.environment and os.environ.get(_PATH):
+        if os.environ.get(_PATH):
             environment[_PATH] += os.pathsep + os.environ[_PATH]
         os.execve(program, list(self.arguments), environment)  # noqa: S606
 
@@ -96,9 +99,13 @@ def vllm_command(
     rank = max(update.rank for adapter in adapters.values() for update in adapter.updates.values())
     own = first.base_template
     template = template_by_model({BASE: own, **{name: source.template for name, source in runs.items()}})
-    by_model = template != own
-    wrapped = by_model or listening.key is not None
-    settings = {"base": BASE if by_model else None, "body_bytes": listening.body_bytes}
+    settings = {
+        "base": BASE if template != own else None,
+        "body_bytes": listening.body_bytes,
+        "bound_to": listening.host,
+        "hosts": listening.hosts,
+        "origins": listening.origins,
+    }
     try:
         folder = _written(cache, runs, adapters, template, settings).resolve()
     except OSError as error:
@@ -116,11 +123,11 @@ def vllm_command(
         "--chat-template-content-format", "string",  # as in training: templates get strings, not lists of parts
         "--generation-config", str(folder), "--allowed-origins", json.dumps(list(listening.origins)),
         *(["--dtype", dtype] if dtype else []),
-        *(["--middleware", f"{_MODULE}.{middleware.ModelName.__name__}"] if wrapped else []),
+        "--middleware", f"{_MODULE}.middleware.{middleware.Entrance.__name__}",
     )  # fmt: skip
     return Command(
         arguments,
-        {_PATH: str(folder)} if wrapped else {},
+        {_PATH: str(folder)},
         {} if listening.key is None else {"VLLM_API_KEY": listening.key},
         tuple(_notes(first)),
     )
@@ -166,8 +173,11 @@ def _written(
         partial.mkdir()
         (partial / _TEMPLATE).write_text(template, encoding="utf-8", newline="")
         write_generation_config(partial, first.files, list(stops), first.tokenizer.pad_token_id)
-        shutil.copyfile(middleware.__file__, partial / f"{_MODULE}.py")
-        write_json(partial / f"{_MODULE}.json", settings)
+        package = partial / _MODULE
+        package.mkdir()
+        for module in (middleware, place):
+            shutil.copy(str(module.__file__), package)
+        write_json((package / "middleware").with_suffix(middleware.SETTINGS), settings)
         for i, adapter in enumerate(adapters.values()):
             if is_rewritten(adapter):
                 write_even(adapter, _even_folder(partial, i, adapter))

@@ -1,11 +1,14 @@
-"""Middleware for vLLM that asks for the key, and tells the chat template which model a request names.
+"""Middleware for vLLM: what a request must show, and which model it names, for the chat template.
+
+As in weitune's own server, pages of other sites are refused (:mod:`.place`), whether there is a key or not.
 
 vLLM wants its key below ``/v1`` alone, though other paths generate answers and pause the server too. This class wants
 the key of ``VLLM_API_KEY``, if that is set, on every path but for a browser's preflight, which never carries one.
 
 vLLM renders the requests to all models with one chat template and does not tell it the model. This class puts the name
 into the request's ``chat_template_kwargs``, where the template of :mod:`weitune.serve.vllm.template` looks for it. vLLM
-is started with ``--middleware`` and a copy of this file, so it imports nothing but the standard library.
+is started with ``--middleware`` and a copy of this file and of :mod:`.place`, so they import nothing but the standard
+library.
 
 A request's body is held until it is complete, at most ``body_bytes`` of it; a longer one is answered with 413.
 """
@@ -19,6 +22,8 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .place import Place  # a relative import: the copies lie in another package
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -28,10 +33,10 @@ VARIABLE = "weitune_model"
 """The variable of the chat template that holds the model's name."""
 SETTINGS = ".json"
 """Suffix of the settings file: ``base`` is the model of requests that name none (null: the template does not ask for a
-model), ``body_bytes`` the size limit."""
+model), ``body_bytes`` the size limit, and the others are those of a :class:`.Place`."""
 
 
-class ModelName:
+class Entrance:
     """An ASGI application that wraps vLLM's."""
 
     def __init__(self, app: Application) -> None:
@@ -39,12 +44,13 @@ class ModelName:
         self._app = app
         self._base: str | None = settings["base"]
         self._body_bytes: int = settings["body_bytes"]
+        self._place = Place(settings["bound_to"], settings["hosts"], settings["origins"])
         self._key = os.environ.get("VLLM_API_KEY")
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request with the key on to vLLM; if it has messages, add the model's name."""
-        if not self._may_enter(scope):
-            await _refuse_entry(scope, send)
+        """Pass a request that is in order on to vLLM; if it has messages, add the model's name."""
+        if scope["type"] in {"http", "websocket"} and (refusal := self._refusal(scope)):
+            await _refuse_entry(scope, send, *refusal)
             return
         if scope["type"] != "http" or scope["method"] != "POST":
             await self._app(scope, receive, send)
@@ -63,12 +69,19 @@ class ModelName:
         changed = self._named(bytes(body))
         await self._app({**scope, "headers": _headers(scope, len(changed))}, _replay(changed, receive), send)
 
-    def _may_enter(self, scope: Message) -> bool:
-        """Return whether a request or a websocket shows the key, or needs none."""
-        if not self._key or scope["type"] not in {"http", "websocket"} or scope.get("method") == "OPTIONS":
-            return True
+    def _refusal(self, scope: Message) -> tuple[int, str] | None:
+        """Return status and reason if a request or a websocket may not enter. A browser's preflight needs no key."""
+        hosts, origins = (
+            [value.decode("latin-1") for name, value in scope["headers"] if name == wanted]
+            for wanted in (b"host", b"origin")
+        )
+        if place := self._place.refusal(hosts, origins):
+            return 403, place.replace("_", " ")
+        if not self._key or scope.get("method") == "OPTIONS":
+            return None
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        return len(given) == 1 and hmac.compare_digest(given[0], f"Bearer {self._key}".encode())
+        shown = len(given) == 1 and hmac.compare_digest(given[0], f"Bearer {self._key}".encode())
+        return None if shown else (401, "the API key is missing or wrong")
 
     def _named(self, body: bytes) -> bytes:
         """Return ``body`` with its model's name among the template's arguments; unchanged if it has no messages."""
@@ -104,15 +117,15 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return replayed
 
 
-async def _refuse_entry(scope: Message, send: Send) -> None:
+async def _refuse_entry(scope: Message, send: Send, status: int, reason: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})
     else:
-        await _refuse(send, 401, "the API key is missing or wrong", [(b"www-authenticate", b"Bearer")])
+        await _refuse(send, status, reason, [(b"www-authenticate", b"Bearer")] if status == 401 else [])
 
 
 async def _refuse(send: Send, status: int, message: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    kind = "authentication_error" if status == 401 else "invalid_request_error"
+    kind = {401: "authentication_error", 403: "permission_error"}.get(status, "invalid_request_error")
     text = json.dumps({"error": {"message": message, "type": kind, "code": status}}).encode()
     length = str(len(text)).encode()
     own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
+from weitune.ranks import local_rank, world_size
 from weitune.training.distributed.rendezvous import use_new_store
 
 if TYPE_CHECKING:
@@ -34,11 +35,15 @@ _ENGINES = {
 def make_accelerator(device: torch.device) -> Accelerator:
     """Join the process group of this run, if a launcher has set one up.
 
-    Raises InputError if accelerate's configuration asks for an engine that this run would not use.
+    Raises InputError if accelerate's configuration asks for an engine that this run would not use, if ``device`` has no
+    float64, or if it is not that of this process.
     """
+    if device.type == "mps":
+        raise InputError("training.processes.no_float64", device=device)
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "").lower() in {"1", "true"}:
             raise InputError("training.processes.engine_not_supported", engine=engine)
+    import torch
     from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
     from accelerate.utils import GradientAccumulationPlugin
 
@@ -46,6 +51,10 @@ def make_accelerator(device: torch.device) -> Accelerator:
     # Buffers are constants of the model and need no broadcast.
     handlers = [InitProcessGroupKwargs(timeout=LONGEST_WAIT), DistributedDataParallelKwargs(broadcast_buffers=False)]
     cpu = device.type == "cpu"
+    if not cpu and world_size() == 1:
+        torch.accelerator.set_device_index(device.index or 0)  # accelerate takes the current one
+    elif not cpu and device.index != local_rank() % torch.accelerator.device_count():
+        raise InputError("training.processes.one_device", device=device, processes=world_size())
     # Given here, because accelerate would otherwise take both from the environment: backward would divide the loss
     # once more, or the model be compiled.
     return Accelerator(

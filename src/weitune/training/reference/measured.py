@@ -35,7 +35,7 @@ from weitune.data.preference.reference import (
 )
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import GroupSet, ItemSet
-from weitune.errors import RunError
+from weitune.errors import NonFiniteError, RunError
 from weitune.files.cache import cached_file, read_cached, store_cached
 from weitune.forecast.device_memory import MemoryPlan
 from weitune.messages import say
@@ -135,7 +135,10 @@ def joined(inputs: RunInputs, reference: Reference) -> RunInputs:
 
 
 def measure_reference(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, progress: Progress | None) -> Reference:
-    """Measure every part of the reference, ``progress`` being called with (groups done, groups in all)."""
+    """Measure every part of the reference, ``progress`` being called with (groups done, groups in all).
+
+    Raises NonFiniteError if an answer has no finite log-probability.
+    """
     plan, longest = inputs.plan, inputs.recipe.tokens.max_length
     held = [] if inputs.validation is None else [_group(inputs.validation, i) for i in range(len(inputs.validation))]
     watched = _Counted(_group_count(inputs), progress)
@@ -157,7 +160,10 @@ def measure_reference(inputs: RunInputs, meter: AnswerMeter, micro_tokens: int, 
         sums = meter([*held, *others], watched.next(len(held) + len(others)))
         own = np.arange(len(sums)) < len(held)
         parts |= {HELD: sums.only(own)} | ({MISMATCHED_HELD: sums.only(~own)} if others else {})
-    return Reference(parts, np.asarray(learned, np.int32) if len(learned) < plan.examples else None)
+    reference = Reference(parts, np.asarray(learned, np.int32) if len(learned) < plan.examples else None)
+    if not reference.is_finite:
+        raise NonFiniteError("training.measured.not_finite")
+    return reference
 
 
 def reference_tokens(inputs: RunInputs) -> int:
@@ -211,7 +217,9 @@ def _cached(inputs: RunInputs, trainable: Trainable, passes: list[int]) -> Path:
     passes = [*passes, train.seed, train.batch_size, plan.used]
     if needs_mismatched(recipe):
         passes += [plan.steps, recipe.tokens.max_length]
-    numbers = [str(trainable.loaded.dtype), train.storage, trainable.capabilities.shares_rows]
+    capable = trainable.capabilities
+    numbers = [str(trainable.loaded.dtype), train.storage, capable.shares_rows, capable.head is not None]
+    numbers += [trainable.blocks is not None, trainable.loaded.shards > 1]
     parts = {
         "version": _VERSION,
         "basis": basis,
