@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults.runs import make_inputs
 from weitune import Run, cli
+from weitune.data.frame.chat import ChatFraming
 from weitune.evaluate import run_evaluation
 from weitune.evaluate.evaluation import read_evaluation
 from weitune.evaluate.evaluation_set import Question
@@ -137,6 +138,10 @@ def test_what_a_base_says_in_general_is_asked_once(
         assert told() == first
         assert len(asked) == 2 * (2 + 6)
     told("--batch-size", "3")
+    assert len(asked) == 2 * (2 + 6)
+    described = ChatFraming.describe
+    monkeypatch.setattr(ChatFraming, "describe", lambda self: {**described(self), "template": "an adapter's own"})
+    told()
     assert len(asked) == 2 * (2 + 6)
 
 

@@ -386,6 +386,20 @@ def test_modules_trained_whole_answer_and_are_not_exported(
     assert "modules_to_save" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("targets", [["q_proj", "lm_head"], ["q_proj", "embed_tokens"]])
+def test_an_adapter_on_one_of_two_tied_layers_leaves_the_other(targets: list[str], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base, adapter = save_tiny(tmp_path / "tied"), tmp_path / "mine"
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.config.tie_word_embeddings, model.lm_head.weight = True, model.model.embed_tokens.weight
+    model.save_pretrained(base)
+    assert "lm_head.weight" not in load_file(base / "model.safetensors")
+    save_adapter(adapter, base, target_modules=targets, scale=3)
+    as_peft(adapter, base)
+    assert open_run(adapter).chat(QUESTION, **SHORT) == expected_answer(base, adapter)
+
+
 def test_it_is_served_under_its_folders_name(
     base: Path, adapter: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

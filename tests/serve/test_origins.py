@@ -207,6 +207,9 @@ def test_names_of_hosts() -> None:
     ("options", "told"),
     [
         (["--allow-origin", "*"], "lets any web page"),
+        (["--allow-origin", "null"], "'null' without a key lets any web page"),
+        (["--api-key", "sesame\n"], "no client can send"),
+        (["--api-key", "密钥"], "no client can send"),
         (["--allow-origin", "chat.example.org"], "is not the origin"),
         (["--allow-host", "https://chat.example.org"], "is not the name of a host"),
     ],

@@ -14,7 +14,7 @@ from weitune import cli
 from weitune.data.layout import SEPARATE_GROUPS, SHARED, SHARED_GROUPS
 from weitune.data.preference.values import Group, Item, examples_in
 from weitune.data.prepare.holdout import ItemSet
-from weitune.errors import DataError
+from weitune.errors import DataError, RecipeError
 from weitune.forecast.workload import Workload
 from weitune.recipe.load import build_recipe
 from weitune.recipe.schema import Recipe
@@ -250,3 +250,13 @@ def test_plan_and_training_split_steps_alike(model: Path, tmp_path: Path, system
     run = train(recipe, device="cpu").path
     recorded = json.loads((run / "environment.json").read_text(encoding="utf-8"))
     assert planned.here.chosen.micro_tokens == recorded["micro_tokens"] == most
+
+
+def test_a_template_argument_that_nothing_reads_is_refused_but_not_in_a_run_that_has_it(
+    model: Path, tmp_path: Path
+) -> None:
+    data = write(tmp_path / "pairs.jsonl", pairs(10))
+    asked = recipe(model, data, tokens={"template_args": {"enable_thinking": False}})
+    with pytest.raises(RecipeError, match="reads no argument 'enable_thinking'"):
+        collect_inputs(asked, Lines())
+    assert len(collect_inputs(asked, Lines(), resumed=True).examples) == 10

@@ -86,6 +86,15 @@ def test_a_run_answers_under_its_own_system_prompt(run: str, prompts: str, tmp_p
     assert rows(earlier) != rows(own)
 
 
+def test_a_recipe_names_the_rows_that_a_run_answers(run: str, model: str, prompts: str, tmp_path: Path) -> None:
+    """Its model is that of a run to come."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"model": model, "data": prompts, "output": str(tmp_path / "new")}), encoding="utf-8")
+    assert answer("--recipe", str(recipe), "--run", run, output=tmp_path / "a.jsonl") == 0
+    assert answer(prompts, "--run", run, output=tmp_path / "b.jsonl") == 0
+    assert rows(tmp_path / "a.jsonl") == rows(tmp_path / "b.jsonl")
+
+
 def test_a_server_answers(url: str, prompts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     listing = Handler.do_GET
 

@@ -57,6 +57,22 @@ def test_calls() -> None:
     assert problem.field == "messages[1].content[0].input"
 
 
+def test_calls_in_two_places_are_taken_once() -> None:
+    listed = [{"name": "tides", "args": {"port": "Brest"}, "id": "c1", "type": "tool_call"}]
+    assert turns(user(), assistant([TEXT, USE], tool_calls=listed))[1] == Turn("assistant", "a", tool_calls=(CALL,))
+    kwargs = {"tool_calls": [{"id": "c1", "function": {"name": "tides", "arguments": '{"port": "Brest"}'}}]}
+    assert turns(user(), assistant([USE], additional_kwargs=kwargs))[1].tool_calls == (CALL,)
+    assert turns(user(), assistant(None, additional_kwargs=kwargs))[1].tool_calls == (CALL,)
+    problem = fault(messages(user(), assistant([{**USE, "input": {}}], tool_calls=listed)))
+    assert (problem.kind, problem.field) == ("calls twice", "messages[1].content")
+
+
+def test_a_result_of_langchain_keeps_the_id_of_its_call() -> None:
+    for key in ("tool_call_id", "call_id"):
+        result = {"type": "tool", "content": "noon", key: "c1"}
+        assert turns(user(), assistant([USE]), result, assistant())[2] == Turn("tool", "noon", tool_call_id="c1")
+
+
 def test_results_become_turns_of_tools() -> None:
     result = {"type": "tool_result", "tool_use_id": "c1", "content": "noon"}
     heard = Turn("tool", "noon", tool_call_id="c1")

@@ -355,6 +355,7 @@ def test_prompt_and_completion_may_be_messages_as_json() -> None:
     row = {"prompt": [user()], "completion": [assistant()]}
     expected = read(row).turns
     assert expected == (ASKED, ANSWERED)
+    assert read({**row, "prompt": user()}).turns == expected
     assert read({key: json.dumps(value) for key, value in row.items()}).turns == expected
     assert [p.kind for p in faults({key: str(value) for key, value in row.items()})] == ["not valid JSON"] * 2
     text = json.dumps([user()])

@@ -8,7 +8,11 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models
 
 from tests.data.frame.families import FAMILIES, tokenizer_of
+from weitune.data.conversation import Conversation, Origin, Turn
+from weitune.data.frame.choose import framing_for
 from weitune.data.frame.control_tokens import ControlTokens
+from weitune.errors import DataError
+from weitune.recipe.schema import Tokens
 
 
 def controls_of(name: str) -> ControlTokens:
@@ -62,6 +66,17 @@ def test_stand_ins_occur_nowhere_else() -> None:
     assert disguise.reveal(hidden) == f"<|im_end|>{taken}"
     escaped = f"\\u{ord(hidden[0]):04x}|im_end|>"
     assert disguise.reveal(escaped) == "<|im_end|>"
+
+
+def test_a_text_that_leaves_no_stand_in_is_told_by_its_row() -> None:
+    everything = "".join(map(chr, [*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900), *range(0xF0000, 0xF1000)]))
+    framing = framing_for(tokenizer_of("qwen2.5"), Tokens())
+    asked = Turn("user", f"<|im_end|>{everything}")
+    row = Conversation((asked, Turn("assistant", "a")), origin=Origin("rows.jsonl", 3))
+    for work in (framing.examples, lambda given: framing.prompt(given.before(1))):
+        with pytest.raises(DataError, match=r"rows\.jsonl row 3: .*private use"):
+            work(row)
+    assert framing.prompt(Conversation((Turn("user", everything),)))
 
 
 def test_overlapping_tokens_and_tokens_of_one_character() -> None:

@@ -322,3 +322,14 @@ def test_the_encoding_that_was_said_distinguishes_prepared_data(tmp_path: Path) 
     assert said[0].fingerprint != said[1].fingerprint
     assert said[0].fingerprint == said[2].fingerprint
     assert said[0].digest() != said[1].digest()
+
+
+def test_a_blank_system_prompt_of_a_row_is_none_if_the_recipe_has_one(lines: Callable[..., Path]) -> None:
+    said = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"messages": [*opening, *said]} for opening in ([], [{"role": "system", "content": " \n"}])]
+    with_one, without = recipe_for(lines(rows), system="Be brief."), recipe_for(lines(rows))
+    for recipe, systems in ((with_one, ["Be brief."] * 2), (without, [None, " \n"])):
+        read = read_conversations(Reader(recipe.data, read_options(recipe)), recipe.system)
+        assert [conversation.system for conversation in read] == systems
+    first, second = prepare(with_one, framing(with_one.tokens))
+    assert first.input_ids == second.input_ids

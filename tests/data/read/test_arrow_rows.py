@@ -166,3 +166,14 @@ def test_the_same_nulls_are_removed_from_data_sets_of_the_hub(monkeypatch: pytes
     calls = [conversation.turns[1].tool_calls[0].arguments for conversation in read_conversations(reader)]
     assert calls == [{"port": "Brest"}, {"year": 1999, "inner": {"x": 1}}, {"inner": {"y": [None, 2]}}]
     assert reader.reports[0].to_json()["null_fields_removed"] == 10
+
+
+def test_rows_of_blank_cells_are_set_aside(tmp_path: Path) -> None:
+    """As pandas writes the empty lines of a spreadsheet."""
+    blank = {"instruction": "", "input": " ", "output": ""}
+    parquet.write_table(pa.Table.from_pylist([ROWS[0], blank, ROWS[0]]), tmp_path / "rows.parquet")
+    prepared = prepare(
+        Recipe(model="any", data=[str(tmp_path / "rows.parquet")]), framing_for(tokenizer_of("qwen2.5"), Tokens())
+    )
+    assert len(prepared) == 2
+    assert dict(prepared.report.rows.set_aside) != {}

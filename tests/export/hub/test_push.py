@@ -16,12 +16,14 @@ import yaml
 from tests.export.runs import SYSTEM, logits, save_run, tuned_model
 from weitune import Run
 from weitune.cli import main
+from weitune.data.conversation import Conversation, Turn
 from weitune.errors import InputError, MissingExtraError, RunError
 from weitune.export.hub.model_card import without_paths
 from weitune.export.hub.push import base_licence, upload, write_repository
 from weitune.export.source.export_source import open_export_source
 from weitune.model.load.locate import is_hub_id
 from weitune.recipe.load import build_recipe, dump_recipe
+from weitune.recipe.schema import Recipe
 
 DATA = {
     "rows": {"read": 10, "trained": 8, "set_aside": {"answer is empty": 2}},
@@ -153,6 +155,42 @@ def test_models_of_hubs_keep_their_names(tmp_path: Path) -> None:
     assert without_paths(named).data == ["builtin:captain-en", "b.json"]
     for local in ("builtin:smollm2-135m", "./model", "~/model", str(tmp_path)):
         assert not is_hub_id(local)
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("teknium/OpenHermes-2.5", "teknium/OpenHermes-2.5"),
+        ("owner/name/config:train", "owner/name/config:train"),
+        ("builtin:captain-en", "builtin:captain-en"),
+        ("secret/rows.jsonl.gz", "rows.jsonl.gz"),
+        ("secret/rows.json:train", "rows.json:train"),
+        ("/secret/folder", "folder"),
+        ("./rows", "rows"),
+        ("secret\\rows.csv", "rows.csv"),
+    ],
+)
+def test_files_lose_their_folders_and_data_of_hubs_keep_their_owner(name: str, shown: str) -> None:
+    named = without_paths(Recipe(model="Qwen/Qwen2.5-0.5B-Instruct", data=[name]))
+    assert named.data == [shown]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "system"),
+    [({}, None), ({}, SYSTEM), ({"template": "tutorial"}, None)],
+    ids=["own default", "system", "tutorial"],
+)
+def test_the_cards_code_frames_as_the_run(tokens: dict[str, Any], system: str | None, tmp_path: Path) -> None:
+    run = save_run(tmp_path / "run", "qwen2", tokens=tokens, system=system)
+    write_repository(run, tmp_path / "out", "me/zhenhuan")
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    base = Path(run.recipe.model).name
+    code = code.replace(repr(base), repr(run.recipe.model)).replace("'me/zhenhuan'", repr(str(tmp_path / "out")))
+    names: dict[str, Any] = {}
+    exec(code.replace("max_new_tokens=512", "max_new_tokens=2"), names)  # noqa: S102
+    asked = run.engine(device="cpu").prompt(Conversation((Turn("user", "…"),)).with_system(system))
+    assert names["prompt"]["input_ids"].tolist() == [asked]
 
 
 def test_the_licence_comes_from_the_bases_files_or_its_page(run: Run) -> None:

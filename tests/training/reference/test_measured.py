@@ -117,9 +117,12 @@ def test_the_first_loss_is_ln_2_however_the_model_starts(start: dict[str, Any], 
     assert steps(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
 
 
-def test_the_first_loss_is_ln_2_from_an_earlier_run(inputs: Inputs, tmp_path: Path) -> None:
+def test_the_first_loss_is_ln_2_from_an_earlier_run(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
     earlier = train(inputs.recipe(tmp_path / "earlier", **keys()), device="cpu").path
-    more = keys(**{"lora.init_from": str(earlier), "train.max_steps": 1})
+    more = keys(**{"lora.init_from": "~/earlier", "train.max_steps": 1})
     run = train(inputs.recipe(tmp_path / "run", **more), device="cpu").path
     assert steps(run)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert (run / FILE).read_bytes() != (earlier / FILE).read_bytes()

@@ -191,7 +191,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[str, str] | None:
 def _listed(fields: Fields, row: Mapping[str, Any], key: str, before: Turns, *, as_json: bool) -> Turns:
     """Return the turns of a message or a list of them that follow the turns ``before`` them."""
     given = fields.messages(row, key) if as_json else row[key]
-    messages = read_messages(fields, given if isinstance(given, list) else [given], key)
+    messages = read_messages(fields, [given] if isinstance(given, dict) else given, key)
     if messages and messages[0].role == "system" and any(turn.role != "system" for turn in before):
         refuse_late_system(fields, f"{key}[0]")
     return messages

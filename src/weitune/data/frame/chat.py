@@ -99,8 +99,8 @@ class ChatFraming(Framing):
 
     def _prompted(self, conversation: Conversation) -> tuple[Script, str]:
         """Return the conversation's script, and what that renders for the next answer."""
-        script = self._script(self._conventions_of(conversation).read(conversation))
         try:
+            script = self._script(self._conventions_of(conversation).read(conversation))
             return script, script.render(len(conversation.turns), prompting=True).text
         except Refusal as refusal:
             raise refusal.error(conversation) from None

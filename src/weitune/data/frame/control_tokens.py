@@ -23,8 +23,6 @@ from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer
 
-from weitune.errors import DataError
-
 # Noncharacters first: Unicode reserves them for use inside a program. Then the private use area.
 _STAND_INS = tuple(map(chr, chain(range(0xFDD0, 0xFDF0), range(0xE000, 0xF900), range(0xF0000, 0xF1000))))
 
@@ -103,7 +101,7 @@ class ControlTokens:
 class Disguise:
     """Stand-ins for one conversation: :meth:`hide` before rendering, :meth:`reveal` after.
 
-    ``hide`` raises DataError if the conversation itself has all the characters that could stand in.
+    ``hide`` raises NoStandInError if the conversation itself has all the characters that could stand in.
     """
 
     def __init__(self, controls: ControlTokens, free: Iterator[str]) -> None:
@@ -131,6 +129,10 @@ class Disguise:
         return self.plain(self.unescape(text))
 
 
+class NoStandInError(Exception):
+    """All characters that could stand in occur in the text."""
+
+
 class _StandIns(dict[str, str]):
     """Maps a character to its stand-in, which is taken from the ``free`` characters when it is first needed."""
 
@@ -141,7 +143,7 @@ class _StandIns(dict[str, str]):
     def __missing__(self, char: str) -> str:
         free = next(self._free, None)
         if free is None:
-            raise DataError("data.control_tokens.no_stand_in")
+            raise NoStandInError
         self[char] = free
         return free
 

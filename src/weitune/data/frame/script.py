@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from weitune.data.conversation import Conversation
-from weitune.data.frame.control_tokens import ControlTokens, Disguise, texts_in
+from weitune.data.frame.control_tokens import ControlTokens, Disguise, NoStandInError, texts_in
 from weitune.data.frame.conventions import Conventions, hidden
 from weitune.data.frame.probe_dialogues import ReasoningFormat
 from weitune.data.frame.template import REFUSALS, ChatTemplate, Rendered
@@ -36,7 +36,10 @@ class Refusal(Exception):  # noqa: N818  (always caught, and raised again as a D
 
 
 class Script:
-    """A conversation and a template. Renderings are kept, since neighbouring turns need the same ones."""
+    """A conversation and a template. Renderings are kept, since neighbouring turns need the same ones.
+
+    Raises Refusal if its text leaves no character to disguise look-alikes with.
+    """
 
     def __init__(
         self, template: ChatTemplate, controls: ControlTokens, conventions: Conventions, conversation: Conversation
@@ -49,8 +52,11 @@ class Script:
         self._tools = [dict(tool) for tool in conversation.tools]
         self.disguise: Disguise | None = controls.disguise(self._texts(), template.writes())
         if self.disguise is not None:
-            self._hidden_messages = conventions.messages(conversation.turns, self.disguise.hide)
-            self._hidden_tools = hidden(self._tools, self.disguise.hide)
+            try:
+                self._hidden_messages = conventions.messages(conversation.turns, self.disguise.hide)
+                self._hidden_tools = hidden(self._tools, self.disguise.hide)
+            except NoStandInError:
+                raise Refusal("data.control_tokens.no_stand_in") from None
         self._kept: dict[tuple[int, bool], Rendered] = {}
 
     def _texts(self) -> Iterator[str]:

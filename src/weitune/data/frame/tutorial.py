@@ -17,6 +17,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from weitune.data.conversation import Conversation, Turn
+from weitune.data.frame.control_tokens import NoStandInError
 from weitune.data.frame.conventions import content_with_reasoning
 from weitune.data.frame.encode import Draft, Learned, Piece, Text
 from weitune.data.frame.framing import Framing
@@ -55,7 +56,10 @@ class TutorialFraming(Framing):
         answer = turns[-1]
         pieces = self._framing(conversation, turns[:-1])
         start = len(pieces)
-        pieces += self._spoken(answer)
+        try:
+            pieces += self._spoken(answer)
+        except NoStandInError:
+            raise framing_error(conversation.origin, data_problem("data.control_tokens.no_stand_in")) from None
         pieces.append((self.end_of_turn,))
         learned = (Learned(start, len(pieces), answer.weight),) if answer.weight else ()
         return [Draft(tuple(pieces), learned, conversation.origin)]

@@ -53,8 +53,10 @@ def _expand(name: str) -> Iterator[Source | Problem]:
 
 def is_on_hub(name: str) -> bool:
     """Return whether ``name`` can only be that of a data set on a hub: no such path is there, and it names no file."""
-    path, _ = _split_name(name)
-    return bool(_HUB_ID.fullmatch(name)) and not name.startswith(".") and kind_of(path) is None and not path.exists()
+    match = _HUB_ID.fullmatch(name)
+    if match is None or name.startswith(".") or _split_name(name)[0].exists():
+        return False
+    return kind_of(Path(name.removesuffix(f":{match[3]}"))) is None
 
 
 def _named(name: str) -> Iterator[Source | Problem]:
