@@ -14,7 +14,8 @@ from tests.export.runs import SYSTEM, logits, save_run, silent, tuned_model
 from tests.tiny import tiny_model
 from weitune import Run
 from weitune.export.formats import safetensors_file
-from weitune.export.formats.merged import write_merged
+from weitune.export.formats.merged import write_merged, written_slots
+from weitune.export.source.base_weights import Slot
 from weitune.export.source.export_source import open_export_source
 
 IDS = torch.arange(3, 67)[None]
@@ -69,6 +70,16 @@ def test_the_base_keeps_its_number_format_unless_another_is_asked_for(tmp_path: 
     exact = layer.base_layer.weight.float() + layer.get_delta_weight("default")
     assert torch.equal(merged.to(torch.bfloat16), exact.to(torch.bfloat16))
     assert loaded(merge(run, tmp_path / "f32", torch.float32), "auto").dtype == torch.float32  # type: ignore[arg-type, attr-defined]
+
+
+def test_what_a_base_keeps_in_float32_beside_16_bits_stays(tmp_path: Path) -> None:
+    """The biases of routers choose experts: rounded, they choose others."""
+    slots = {"w": Slot(torch.bfloat16, (64, 64)), "bias": Slot(torch.float32, (8,)), "n": Slot(torch.int64, (1,))}
+    for dtype in (torch.float16, torch.float32, None):
+        written = {name: slot.dtype for name, slot in written_slots(slots, dtype).items()}
+        assert written == {"w": dtype or torch.bfloat16, "bias": torch.float32, "n": torch.int64}
+    wide = {name: slot._replace(dtype=torch.float32) for name, slot in slots.items()}
+    assert {slot.dtype for slot in written_slots(wide, torch.bfloat16).values()} == {torch.bfloat16}
 
 
 def test_shards_hold_the_same_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,10 @@ Cost: the model is read and written once. Memory: the adapter, and a few times t
 from __future__ import annotations
 
 import json
+import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, 
     """
     check_complete(source)
     merged = source.merged
-    slots = {name: written_slot(slot, dtype) for name, slot in merged.slots.items()}
+    slots = written_slots(merged.slots, dtype)
     parts = shards(slots)
     done = 0
     for name, part in zip(shard_names(len(parts)), parts, strict=True):
@@ -71,9 +73,22 @@ def check_complete(source: ExportSource) -> None:
         raise ModelError("export.merged.left_out", architecture=source.base.architecture.name, **counted(left_out))
 
 
-def written_slot(slot: Slot, dtype: torch.dtype | None) -> Slot:
-    """Return what a base's tensor becomes: in ``dtype``, unless that is None or the tensor has whole numbers."""
-    return slot if dtype is None or not slot.dtype.is_floating_point else Slot(dtype, slot.shape)
+def written_slots(slots: Mapping[str, Slot], dtype: torch.dtype | None) -> dict[str, Slot]:
+    """Return what a base's tensors become: in ``dtype``, unless that is None.
+
+    Whole numbers stay, and so do tensors in float32 of a base whose others are smaller, such as the biases of routers:
+    models compute with them in float32.
+    """
+    elements: Counter[torch.dtype] = Counter()
+    for slot in slots.values():
+        elements[slot.dtype] += math.prod(slot.shape) if slot.dtype.is_floating_point else 0
+    usual = max(elements, key=elements.__getitem__, default=dtype)
+
+    def written(slot: Slot) -> Slot:
+        stays = not slot.dtype.is_floating_point or slot.dtype == torch.float32 != usual
+        return slot if dtype is None or stays else Slot(dtype, slot.shape)
+
+    return {name: written(slot) for name, slot in slots.items()}
 
 
 def _counted(tensors: Iterable[Tensor], done: int, total: int, progress: Progress) -> Iterator[Tensor]:
