@@ -105,12 +105,13 @@ def collect_inputs(
 ) -> RunInputs:
     """Find the model, prepare the data, and check that both go together. Raises InputError if they do not.
 
+    A model's weights are downloaded last: faults of the data and of the recipe are told before.
     In the returned recipe, ``train.learning_rate`` is a number, and the ``revision`` of a model of a hub a commit.
     Without ``weights``, none are downloaded; without an ``accelerator``, this process is alone. A run that is
     ``resumed`` may give its template arguments without effect, which earlier versions let pass.
     """
-    check_published(locate_base(recipe, weights=False))  # before weights are downloaded that cannot be used
-    files = locate_base(recipe, weights=weights)
+    files = locate_base(recipe, weights=False)
+    check_published(files)
     if files.commit:  # pinned: the branch may move on
         recipe = recipe.model_copy(update={"revision": files.commit})
     tokenizer, framing = framed = open_framing(files, recipe.tokens)
@@ -131,6 +132,8 @@ def collect_inputs(
     train = recipe.train
     plan = Plan(len(examples), train.batch_size, train.epochs, train.seed, train.max_steps)
     recipe = _with_rate(recipe, files, plan, reporter)
+    if weights:
+        files = locate_base(recipe)
     base = base_fingerprints(files) if weights else {}
     basis = {**base, **_basis(framing, examples, validation, plan)}
     if recipe.adapter and recipe.adapter.init_from:

@@ -41,7 +41,8 @@ Kind = Literal["data", "models", "tokenizers", "kept", "references", "general", 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _DATA_FILES = re.compile("|".join(map(re.escape, (EXAMPLES, GROUPS, REPORT))))
 _VLLM_FILES = re.compile(
-    r"chat_template\.jinja|generation_config\.json|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
+    r"chat_template\.jinja|generation_config\.json|weitune_vllm/(?:middleware\.json|(?:middleware|place)\.py)|"
+    r"weitune_vllm/__pycache__/(?:middleware|place)\.[\w.-]+|weitune_vllm\.(?:json|py)|__pycache__/weitune_vllm\.[\w.-]+|"
     r"adapter-\d+/adapter_(?:config\.json|model\.safetensors)"
 )
 _TOKENIZER_FILES = re.compile("|".join(map(re.escape, TOKENIZER_FILES)))
@@ -116,13 +117,12 @@ def delete(entry: Entry) -> int:
             path.unlink()
             freed += size
     if entry.path not in entry.files:
-        for folder in ({path.parent for path in entry.files} - {entry.path}, {entry.path}):
-            _remove_if_empty(folder)
+        _remove_empty({entry.path, *(up for path in entry.files for up in path.parents if entry.path in up.parents)})
     return freed
 
 
-def _remove_if_empty(folders: set[Path]) -> None:
-    for folder in folders:
+def _remove_empty(folders: set[Path]) -> None:
+    for folder in sorted(folders, key=lambda path: len(path.parts), reverse=True):  # the deepest first
         with suppress(FileNotFoundError):
             if not any(folder.iterdir()):
                 folder.rmdir()
@@ -196,8 +196,9 @@ def _entry(kind: Kind, path: Path, files: tuple[Path, ...], owner: str, *, empty
 
 
 def _files(folder: Path, names: re.Pattern[str]) -> tuple[Path, ...]:
-    inside = [*_children(folder), *(file for below in _folders(folder, bool) for file in _children(below))]
-    return tuple(path for path in inside if names.fullmatch(path.relative_to(folder).as_posix()) and _is_file(path))
+    """Return the files in ``folder`` and below with these ``names``, by their paths from there: its own first."""
+    inside = [path for path in _files_below(folder) if names.fullmatch(path.relative_to(folder).as_posix())]
+    return tuple(sorted(inside, key=lambda path: (len(path.parts), path)))
 
 
 def _files_below(folder: Path) -> tuple[Path, ...]:
