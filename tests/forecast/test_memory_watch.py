@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.families import save_family
 from tests.tiny import save_tiny, tiny_model
 from weitune.errors import ModelError, RunError
 from weitune.forecast import memory_watch
@@ -44,6 +45,27 @@ def test_weights_that_cannot_fit_are_not_loaded(tmp_path: Path, monkeypatch: pyt
     assert "--train.storage bf16" in caught.value.fix
     assert load_if_it_fits(files, tokenizer, "bf16", CPU) == "loaded"
     assert load_if_it_fits(files, tokenizer, "fp32", CPU, storage="nf4") == "loaded"
+
+
+def test_what_each_process_unpacks_must_fit_for_all_of_a_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixtral's files hold each expert by itself, Qwen2's are mapped and read layer by layer."""
+    monkeypatch.setattr(memory_watch, "load_weights", lambda *a, **k: "loaded")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    for family, need in (("mixtral", 4), ("qwen2", 1 / 4)):
+        folder = save_family(tmp_path / family, family) if family == "mixtral" else save_tiny(tmp_path / family)
+        files = locate(str(folder))
+        tokenizer, whole = load_tokenizer(files), 4 * weight_numbers(files)
+        monkeypatch.setattr(memory_watch, "free_bytes", lambda device: 1 << 40)
+        monkeypatch.setattr(memory_watch, "host_memory", lambda free=int(need * whole): HostMemory(free, 1 << 40))
+        assert load_if_it_fits(files, tokenizer, "fp32", CPU, shards=4) == "loaded"
+        monkeypatch.setattr(memory_watch, "host_memory", lambda free=int(need * whole) - 1: HostMemory(free, 1 << 40))
+        if family == "mixtral":
+            with pytest.raises(ModelError, match="each of the 4 processes on this machine unpacks all of them"):
+                load_if_it_fits(files, tokenizer, "fp32", CPU, shards=4)
+        else:
+            assert load_if_it_fits(files, tokenizer, "fp32", CPU, shards=4) == "loaded"
 
 
 def test_weights_that_the_device_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,8 +26,9 @@ from weitune.messages.quantities import memory_text
 from weitune.model.load.device import choose_dtype, stored_dtype
 from weitune.model.load.published import dense_tensors, keeps_bitsandbytes, quantization_of
 from weitune.model.load.weight_files import stored_weights, weight_files
-from weitune.model.load.weights import LoadedModel, load_weights
+from weitune.model.load.weights import LoadedModel, load_weights, unpacked_whole
 from weitune.model.storage.host_memory import host_memory
+from weitune.ranks import local_world_size
 from weitune.recipe.schema import Storage
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ def load_if_it_fits(
 ) -> LoadedModel:
     """Load a model's weights (:func:`.load_weights`). Raises ModelError if they do not fit in memory."""
     dtype = stored_dtype(storage, choose_dtype(precision, device))
-    need = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize)) // shards
+    whole = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize))
+    need = whole // shards
+    if shards > 1 and unpacked_whole(files, dtype):
+        _check_unpacked(files, whole)
     there = host_memory().available if shards == 1 else free_bytes(device)  # parts are not shared, mapped files are
     if device.type == "cpu" and need > there:  # an accelerator's driver raises an error instead of killing the process
         raise _too_large(files, dtype, need, device)
@@ -82,6 +86,19 @@ def load_if_it_fits(
         if error.__cause__ is not None and is_out_of_memory(error.__cause__):
             raise _too_large(files, dtype, need, device) from error
         raise
+
+
+def _check_unpacked(files: ModelFiles, whole: int) -> None:
+    """Raise ModelError if this machine's memory does not hold the ``whole`` weights once for each of its processes."""
+    processes, free = local_world_size(), host_memory().available
+    if whole * processes > free:
+        raise ModelError(
+            "forecast.memory_watch.unpacked_by_each_process",
+            folder=files.folder,
+            processes=processes,
+            need=memory_text(whole * processes),
+            free=memory_text(free),
+        )
 
 
 def _too_large(files: ModelFiles, dtype: torch.dtype, need: int, device: torch.device) -> ModelError:

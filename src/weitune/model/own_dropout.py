@@ -1,4 +1,4 @@
-"""The dropout that a model's configuration asks for, as Seed-OSS's does with 0.1.
+"""What a model itself draws at random in training: dropout, as Seed-OSS's configuration asks for, and experts.
 
 It would be drawn for every row anew, so the size of a pass would change what is learned; and
 :mod:`weitune.model.fast.block` does not compute it. The adapter has dropout of its own.
@@ -20,6 +20,16 @@ def turn_off_own_dropout(model: PreTrainedModel) -> None:
         rates = [name for name, value in vars(module).items() if isinstance(value, float) and _is_rate(name)]
         for name in rates + ["p"] * isinstance(module, nn.Dropout):
             setattr(module, name, 0.0)
+
+
+def turn_off_own_noise(model: nn.Module) -> None:
+    """Let the routers of ``model`` choose experts as in evaluation; to be called after ``model.train()``.
+
+    Those of Phi-3.5-MoE draw among experts that are nearly tied, and name what they do a jitter.
+    """
+    for module in model.modules():
+        if any("jitter" in name for name in vars(module)):
+            module.training = False
 
 
 def _is_rate(name: str) -> bool:

@@ -25,6 +25,7 @@ from weitune.data.prepare.holdout import Items
 from weitune.data.schedule import Plan
 from weitune.errors import NonFiniteError
 from weitune.forecast.device_memory import MemoryPlan, peak_bytes
+from weitune.model.own_dropout import turn_off_own_noise
 from weitune.recipe.schema import Train
 from weitune.training.objective.step_objective import SUPERVISED, Objective
 from weitune.training.optim import learning_rate, seed_step, set_learning_rate
@@ -90,6 +91,7 @@ class Loop:
         Raises NonFiniteError, before the weights change, if a loss or gradient is not finite.
         """
         self.model.train()
+        turn_off_own_noise(self.model)
         for step in range(start, self.plan.steps):
             began = time.perf_counter()
             items = [self.examples[int(i)] for i in self.plan.step(step)]

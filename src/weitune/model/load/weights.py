@@ -148,6 +148,8 @@ def _load(
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # bitsandbytes would repack its weights, for inference alone
+    if getattr(model.config, "tie_word_embeddings", False) and not _shares_head(model):
+        model.config.tie_word_embeddings = False  # else PEFT would put the embeddings in the head's place
     if getattr(model.config, "output_router_logits", False):
         model.config.output_router_logits = False  # they serve a loss that is never used, and fail with a cache
     model.eval()
@@ -155,12 +157,33 @@ def _load(
     return model
 
 
+def _shares_head(model: PreTrainedModel) -> bool:
+    """Return whether the output head has the weight of the input embeddings.
+
+    Some configurations say so of models whose files have two, such as that of Mistral Small 3.1; transformers then
+    keeps both.
+    """
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    return head is None or getattr(head, "weight", None) is getattr(embeddings, "weight", None)
+
+
 def _converts(files: ModelFiles, stored: torch.dtype, storage: Storage) -> bool:
     """Return whether the weights are converted from the files, which are then read once instead of mapped."""
     if files.gguf:
         return storage in QUANTIZED
-    stacked = any(_EXPERT.search(name) for name in stored_weights(files.folder))  # which one parameter is made of
-    return storage in QUANTIZED or stacked or dtype_on_disk(read_config(files)) != stored
+    return storage in QUANTIZED or _stacks(files) or dtype_on_disk(read_config(files)) != stored
+
+
+def _stacks(files: ModelFiles) -> bool:
+    """Return whether the files hold each expert by itself, of which the model makes one parameter."""
+    return any(_EXPERT.search(name) for name in stored_weights(files.folder))
+
+
+def unpacked_whole(files: ModelFiles, stored: torch.dtype) -> bool:
+    """Return whether each of a machine's processes holds all weights for a while, though it keeps a part of them."""
+    if files.gguf or quantization_of(files.folder) is not None or _stacks(files):
+        return True
+    return stored != torch.float32 and dtype_on_disk(read_config(files)) != stored  # others are widened part by part
 
 
 def _check_complete(folder: Path, missing: Collection[str]) -> None:
