@@ -11,10 +11,12 @@ from pyarrow import parquet
 
 from tests.data.frame.families import tokenizer_of
 from tests.data.read.reading_files import ROWS, lines, problems, questions, reader_of
+from weitune.data.formats.parse import Options
 from weitune.data.frame.choose import framing_for
 from weitune.data.prepare.prepare import prepare
-from weitune.data.read.conversations import read_conversations
+from weitune.data.read.conversations import Reader, read_conversations
 from weitune.data.show.check import check
+from weitune.errors import DataError
 from weitune.recipe.schema import Recipe, Tokens
 
 CALLS: list[dict[str, Any]] = [
@@ -177,3 +179,15 @@ def test_rows_of_blank_cells_are_set_aside(tmp_path: Path) -> None:
     )
     assert len(prepared) == 2
     assert dict(prepared.report.rows.set_aside) != {}
+
+
+def test_a_null_in_the_column_of_system_prompts_is_none(tmp_path: Path) -> None:
+    rows = [{"问题": "q", "回答": "a", "角色": role} for role in ("You are a lamp.", None)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    columns = {"user": "问题", "assistant": "回答", "system": "角色"}
+    file = [str(tmp_path / "rows.parquet")]
+    read = read_conversations(Reader(file, Options(columns=columns)))
+    assert [conversation.system for conversation in read] == ["You are a lamp.", None]
+    mistyped = Reader(file, Options(columns={**columns, "system": "角色 "}))
+    with pytest.raises(DataError, match="missing field"):
+        list(read_conversations(mistyped))

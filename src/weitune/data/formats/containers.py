@@ -41,6 +41,8 @@ class RowCriteria:
     """How rows are recognised: by the fields of a format, or by the ``columns`` that a recipe maps."""
 
     columns: frozenset[str] = frozenset()
+    blank: frozenset[str] = frozenset()
+    """Those of the columns that may be empty: a null there, in a table, is a blank text."""
 
     def is_row(self, value: object) -> bool:
         if not isinstance(value, dict):

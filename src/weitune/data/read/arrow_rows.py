@@ -29,19 +29,24 @@ _JSON = "arrow.json"
 Clean = Callable[[Any], Any]
 
 
-def parquet_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Raw]:
-    """Yield the rows of a Parquet file."""
+def parquet_rows(
+    source: Path | IO[bytes], file: str, notes: Notes, blank: frozenset[str] = frozenset()
+) -> Iterator[Raw]:
+    """Yield the rows of a Parquet file; a null in a column of ``blank`` is a blank text."""
     from pyarrow import parquet
 
     def batches() -> Iterator[Any]:
         with parquet.ParquetFile(source, memory_map=isinstance(source, Path)) as table:
             yield from table.iter_batches(_BATCH_ROWS)
 
-    yield from _rows(batches(), file, "data.arrow_rows.not_valid_parquet", notes)
+    yield from _rows(batches(), file, "data.arrow_rows.not_valid_parquet", notes, blank)
 
 
-def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Raw]:
-    """Yield the rows of a file in either Arrow format: a stream, as `datasets` writes, or a file with an index."""
+def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes, blank: frozenset[str] = frozenset()) -> Iterator[Raw]:
+    """Yield the rows of a file in either Arrow format: a stream, as `datasets` writes, or a file with an index.
+
+    A null in a column of ``blank`` is a blank text.
+    """
     import pyarrow as pa
 
     def batches() -> Iterator[Any]:
@@ -54,10 +59,10 @@ def arrow_rows(source: Path | IO[bytes], file: str, notes: Notes) -> Iterator[Ra
                 stream.seek(0)
                 yield from pa.ipc.open_stream(stream)
 
-    yield from _rows(batches(), file, "data.arrow_rows.not_valid_arrow", notes)
+    yield from _rows(batches(), file, "data.arrow_rows.not_valid_arrow", notes, blank)
 
 
-def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> Iterator[Raw]:
+def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes, blank: frozenset[str]) -> Iterator[Raw]:
     import pyarrow as pa
 
     row = 0
@@ -70,19 +75,25 @@ def _rows(batches: Iterator[Any], file: str, not_valid: str, notes: Notes) -> It
                 return
             batch.validate(full=True)  # Arrow trusts the data it maps, and would read beyond the end of a damaged file
             clean = cleaner(batch.schema, notes, stored=True)
+            texts = dict.fromkeys(blank.intersection(names), "")
             for start in range(0, batch.num_rows, _BATCH_ROWS):
                 for value in batch.slice(start, _BATCH_ROWS).to_pylist():
                     row += 1
-                    yield _row(Origin(file, row), clean(value))
+                    yield _row(Origin(file, row), {**texts, **clean(value)})
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         yield data_problem(not_valid, file=file, row=row + 1, error=shown_error(error))
 
 
-def dataset_rows(table: Iterable[Any], schema: Any, name: str, notes: Notes) -> Iterator[RawRow | BlankRow]:
-    """Yield the rows of a data set of the hub; its Arrow ``schema`` shows which of their nulls were added."""
-    clean = cleaner(schema, notes)
+def dataset_rows(
+    table: Iterable[Any], schema: Any, name: str, notes: Notes, blank: frozenset[str] = frozenset()
+) -> Iterator[RawRow | BlankRow]:
+    """Yield the rows of a data set of the hub; its Arrow ``schema`` shows which of their nulls were added.
+
+    A null in a column of ``blank`` is a blank text.
+    """
+    clean, texts = cleaner(schema, notes), dict.fromkeys(blank.intersection(schema.names), "")
     for row, value in enumerate(table, 1):
-        yield _row(Origin(name, row), clean(value))
+        yield _row(Origin(name, row), {**texts, **clean(value)})
 
 
 def _row(origin: Origin, value: Any) -> RawRow | BlankRow:

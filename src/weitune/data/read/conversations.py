@@ -112,8 +112,10 @@ class Reader:
 
         If rows of every kind are read, the first source determines the kind of all of them.
         """
-        criteria = RowCriteria(frozenset((self._options.columns or {}).values()))
         options = self._options
+        columns = options.columns or {}
+        system = frozenset(column for part, column in columns.items() if part == "system")
+        criteria = RowCriteria(frozenset(columns.values()), blank=system)
         for number, (source, report) in enumerate(zip(self.sources, self.reports, strict=True)):
             reader = RowReader(options, notes=report.notes)
             for raw in raw_rows(source, criteria, report.notes):

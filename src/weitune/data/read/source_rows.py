@@ -51,11 +51,11 @@ def raw_rows(source: Source, criteria: RowCriteria | None = None, notes: Notes |
 
 def _read(source: Source, criteria: RowCriteria, notes: Notes) -> Iterator[Raw]:
     if source.path is None:
-        yield from dataset_rows(source.table, source.table.features.arrow_schema, source.name, notes)
+        yield from dataset_rows(source.table, source.table.features.arrow_schema, source.name, notes, criteria.blank)
     elif not source.is_text:
         rows = parquet_rows if source.kind == "parquet" else arrow_rows
         with _decompressed(source) as file:
-            yield from rows(file, source.name, notes)
+            yield from rows(file, source.name, notes, criteria.blank)
     else:
         encoding = source.facts.encoding if source.facts else "utf-8"
         if source.kind == "json":
