@@ -44,7 +44,7 @@ def uneven_run(folder: Path, family: str = "llama", *, variant: str = "lora", **
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
                 parameter.normal_(0, 0.1, generator=generator)
-        for each in channels_of(model.config):
+        for each in channels_of(model.config, head_is_tied=model.config.tie_word_embeddings):
             made = modules[each.output_of]
             large = torch.randperm(made.weight.shape[0], generator=generator)[:6]
             for parameter in made.parameters():
@@ -106,9 +106,10 @@ def test_the_channels_are_those_of_the_model() -> None:
         for tied in (False, True):
             model = tiny_model(family, tie_word_embeddings=tied)
             modules = dict(model.named_modules())
-            taking = [name for each in channels_of(model.config) for name in each.input_of]
+            channels = list(channels_of(model.config, head_is_tied=model.config.tie_word_embeddings))
+            taking = [name for each in channels for name in each.input_of]
             assert len(set(taking)) == len(taking) == 2 * 6 + (not tied)  # all but o: scaling v for it gained nothing
-            for each in channels_of(model.config):
+            for each in channels_of(model.config, head_is_tied=model.config.tie_word_embeddings):
                 for name in each.input_of:
                     assert modules[each.output_of].weight.shape[0] == modules[name].weight.shape[1]
 
@@ -130,7 +131,7 @@ def test_sizes_are_root_mean_squares_over_all_tokens(run: Run) -> None:
     done: list[tuple[int, int]] = []
     found = measure(
         model,
-        [each.input_of[0] for each in channels_of(source.config)],
+        [each.input_of[0] for each in channels_of(source.config, head_is_tied=source.head_is_tied)],
         prompts,
         lambda at, total: done.append((at, total)),
     )

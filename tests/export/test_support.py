@@ -88,3 +88,12 @@ def test_the_export_refuses_what_was_said_to_be_impossible(tmp_path: Path) -> No
         with pytest.raises(InputError) as refused:
             export(run, tmp_path / name, ExportOptions(name, prompts=0))  # type: ignore[arg-type]
         assert refused.value.message == support.why_not[name]
+
+
+@pytest.mark.parametrize("family", ["qwen2", "gemma3", "mixtral"])
+def test_the_weights_need_not_be_here_yet(family: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model") if family == "qwen2" else save_family(tmp_path / "model", family)
+    expected = support_of(folder).lines()
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    assert support_of(folder).lines() == expected

@@ -13,7 +13,7 @@ from tests.faults.damage import Damage, cut, flip, lose
 from tests.faults.runs import EVERY, STEPS, Inputs, Listener, assert_same_result, digest
 from tests.faults.small import FILES
 from weitune.errors import Interrupted, RunError
-from weitune.files.json_files import json_object
+from weitune.files.json_files import json_bytes, json_object
 from weitune.recipe.load import load_recipe
 from weitune.report.run_record import RunRecord
 from weitune.run.checkpoint import list_checkpoints
@@ -179,3 +179,17 @@ def test_a_run_that_max_steps_ended_names_that_key(inputs: Inputs, tmp_path: Pat
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"holds no run to resume: it has no recipe\.yaml"):
         resume(tmp_path)
+
+
+def test_a_kill_between_the_end_and_its_outcome_is_recorded_afterwards(inputs: Inputs, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(inputs.undisturbed, run)
+    left = json_object(run / OUTCOME)
+    (run / OUTCOME).write_bytes(json_bytes({**left, "state": "running", "exit_code": None}))
+    (run / "report.html").unlink(missing_ok=True)
+    resume(run, device="cpu")
+    assert json_object(run / OUTCOME)["state"] == "finished"
+    assert json_object(run / OUTCOME)["step"] == STEPS
+    assert (run / "report.html").is_file()
+    assert_same_result(run, inputs.undisturbed)
+    assert [event["event"] for event in read_events(run)].count("end") == 1

@@ -326,3 +326,8 @@ def test_tokens_with_one_score_are_merged_in_the_order_of_their_ids() -> None:
 @pytest.mark.parametrize(("name", "opens"), [("llama-bpe", True), ("tekken", True), ("qwen2", False), ("dbrx", False)])
 def test_some_names_say_that_a_prompt_opens_with_bos(name: str, opens: bool) -> None:
     assert splitting_of(name).opens == opens
+
+
+def test_only_files_with_phi_3s_tokens_have_it_in_their_name() -> None:
+    """llama.cpp goes by the name: control tokens of others would swallow the white space after them."""
+    assert name_in_file(families.tokenizer_of("qwen2.5"), "qwen beside Phi-3 and phi3") == "qwen beside phi and phi"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.families import family_model
+from weitune.generate.decode.by_transformers import for_generation
 from weitune.model.own_dropout import turn_off_own_dropout, turn_off_own_noise
 
 
@@ -35,5 +36,8 @@ def test_routers_choose_experts_in_training_as_in_answers() -> None:
         model.train()
         assert not torch.allclose(model(input_ids=ids).logits, expected)
         turn_off_own_noise(model)
+        torch.testing.assert_close(model(input_ids=ids).logits, expected)
+        with for_generation(model):  # as an evaluation within training does
+            assert not model.training
         torch.testing.assert_close(model(input_ids=ids).logits, expected)
     assert model.model.layers[0].training

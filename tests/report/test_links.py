@@ -11,7 +11,7 @@ import pytest
 
 from tests.report.pages import made_run
 from weitune.cli import main
-from weitune.report.links import address, comparisons, note_comparison
+from weitune.report.links import address, comparisons, note_comparison, siblings
 from weitune.report.run_report import write_report
 from weitune.run.names import COMPARISONS
 
@@ -73,3 +73,13 @@ def test_the_newest_comparison_is_first_and_none_is_there_twice(tmp_path: Path) 
 
 def test_an_address_has_no_scheme(tmp_path: Path) -> None:
     assert address(tmp_path / "javascript:x.html", tmp_path) == "javascript%3Ax.html"
+
+
+def test_a_folder_with_a_report_that_is_no_run_is_not_named(tmp_path: Path) -> None:
+    """As `weitune eval --output` makes one."""
+    run, other = (made_run(tmp_path / name) for name in ("a", "b"))
+    for each in (run, other):
+        write_report(each)
+    shutil.copytree(run, tmp_path / "a-eval")
+    (tmp_path / "a-eval" / "recipe.yaml").unlink()
+    assert siblings(other) == ["a"]

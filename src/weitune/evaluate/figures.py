@@ -8,7 +8,7 @@ from typing import Literal
 
 from weitune.evaluate.evaluation import GateCheck, GeneralScores, ModelScores, PairScores, Scores
 from weitune.evaluate.intervals import Change
-from weitune.messages import say
+from weitune.messages import joined, say
 
 
 def measures() -> dict[str, str]:
@@ -137,7 +137,10 @@ def _share(value: float | None, interval: tuple[float, float] | None = None) -> 
 def _right(models: Sequence[GeneralScores], language: str) -> Figure:
     changes = [scores.change.get(language) for scores in models]
     shares = [scores.right[language] for scores in models]
-    shown = [f"{a:.0%}" if b is None else f"{a:.0%} ({points(b)})" for a, b in zip(shares, changes, strict=True)]
+    shown = [
+        f"{a:.0%}" if b is None else joined("", [f"{a:.0%} (", points(b), ")"])
+        for a, b in zip(shares, changes, strict=True)
+    ]
     fallen = [change is not None and change.high < 0 for change in changes]
     name = say("evaluate.figures.general_right", language=language)
     return Figure(name, _about()["general_right"], "higher", shares, shown, fallen)

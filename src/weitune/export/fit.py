@@ -76,7 +76,7 @@ def fitted(source: ExportSource, gguf_type: GgufType, stage: Stage, *, smooth: b
             name: values / weights.factors.get(name, torch.ones(1)).square() for name, values in importance.items()
         }
         return Fitted(weights, importance=smoothed, notes=notes)
-    name = "model.embed_tokens.weight" if source.config.tie_word_embeddings else "lm_head.weight"
+    name = "model.embed_tokens.weight" if source.head_is_tied else "lm_head.weight"
     loss = head_loss(
         measured, source.merged.read(name), weights.factors.get(name), stage(say("export.fit.trying_head"))
     )
@@ -87,7 +87,7 @@ def _channels(source: ExportSource) -> Iterator[Channels]:
     """Yield the channels that can be smoothed: none of a text model in a wrapper, whose files name it otherwise."""
     if source.config.model_type not in FAMILIES or source.files.gguf:
         return
-    channels = list(channels_of(source.config))
+    channels = list(channels_of(source.config, head_is_tied=source.head_is_tied))
     if all(f"{module}.weight" in source.merged.slots for each in channels for module in each.input_of):
         yield from channels
 

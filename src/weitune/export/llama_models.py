@@ -15,6 +15,7 @@ from weitune.export.source.export_source import ExportSource, open_export_source
 from weitune.generate.run import Run
 from weitune.gguf.types import GgufType
 from weitune.messages import say
+from weitune.model.rotation_by_length import short_tokens
 from weitune.progress import Stage
 from weitune.run.run_folder import Which
 
@@ -67,7 +68,8 @@ def llama_models(
             name: LlamaModel(name, source.framing, frozenset(source.stop_tokens), source.recipe.system, i)
             for i, (name, source) in enumerate(sources.items())
         }
-        context_tokens = first.config.get_text_config().max_position_embeddings
+        longest = first.config.get_text_config().max_position_embeddings
+        context_tokens = short_tokens(first.config) or longest  # in a longer one LongRoPE rotates short rows otherwise
         by_name = {BASE: _base_model(first), **models}
         yield LlamaModels(base, adapters, by_name, context_tokens, exact=gguf_type == "F32")
 

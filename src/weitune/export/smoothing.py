@@ -56,7 +56,7 @@ class Channels:
     input_of: tuple[str, ...]
 
 
-def channels_of(config: Any) -> Iterator[Channels]:
+def channels_of(config: Any, *, head_is_tied: bool) -> Iterator[Channels]:
     """Yield the channels of a model of the Llama and Qwen families that can be scaled, in order of computation."""
     for layer in range(config.num_hidden_layers):
         at = f"model.layers.{layer}"
@@ -64,7 +64,7 @@ def channels_of(config: Any) -> Iterator[Channels]:
         yield Channels(f"{at}.input_layernorm", (f"{attention}.q_proj", f"{attention}.k_proj", f"{attention}.v_proj"))
         yield Channels(f"{at}.post_attention_layernorm", (f"{mlp}.gate_proj", f"{mlp}.up_proj"))
         yield Channels(f"{mlp}.up_proj", (f"{mlp}.down_proj",))
-    if not config.tie_word_embeddings:
+    if not head_is_tied:
         yield Channels("model.norm", ("lm_head",))
 
 

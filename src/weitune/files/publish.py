@@ -17,6 +17,7 @@ import glob
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from pathlib import Path
 BINARY: int = getattr(os, "O_BINARY", 0)
 """Flag of :func:`os.open`: without it, Windows translates line ends."""
 _BLOCK_BYTES = 1 << 24
+_RETRIES = 20 if os.name == "nt" else 0
 _LEFT_BEHIND = re.compile(r"\.[\w.-]+\.(partial|outdated)")
 
 
@@ -48,6 +50,16 @@ def process_exists(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def put_in_place(partial: Path, target: Path) -> None:
+    """Rename ``partial`` to ``target``. Windows refuses while somebody reads that: it is tried for a second."""
+    for _ in range(_RETRIES):
+        with suppress(PermissionError):
+            partial.replace(target)
+            return
+        time.sleep(0.05)
+    partial.replace(target)
 
 
 def remove_abandoned(target: Path) -> None:
@@ -123,7 +135,7 @@ def file_written_aside(target: Path) -> Iterator[Path]:
     try:
         yield partial
         flush(partial)
-        partial.replace(target)
+        put_in_place(partial, target)
         flush(target.parent)
     except BaseException:
         with suppress(OSError):

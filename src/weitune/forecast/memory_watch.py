@@ -23,6 +23,7 @@ from weitune.forecast.device_memory import free_bytes, peak_bytes, resident_byte
 from weitune.forecast.memory_estimate import MemoryEstimate, ModelShape, PassConfig, PassSize, pass_bytes
 from weitune.messages import say
 from weitune.messages.quantities import memory_text
+from weitune.model.load.config import dtype_on_disk, read_config
 from weitune.model.load.device import choose_dtype, stored_dtype
 from weitune.model.load.published import dense_tensors, keeps_bitsandbytes, quantization_of
 from weitune.model.load.weight_files import stored_weights, weight_files
@@ -74,7 +75,7 @@ def load_if_it_fits(
     whole = int(weight_numbers(files) * _LEAST_BYTES.get(storage, dtype.itemsize))
     need = whole // shards
     if shards > 1 and unpacked_whole(files, dtype):
-        _check_unpacked(files, whole)
+        _check_unpacked(files, whole, dtype)
     there = host_memory().available if shards == 1 else free_bytes(device)  # parts are not shared, mapped files are
     if device.type == "cpu" and need > there:  # an accelerator's driver raises an error instead of killing the process
         raise _too_large(files, dtype, need, device)
@@ -88,9 +89,12 @@ def load_if_it_fits(
         raise
 
 
-def _check_unpacked(files: ModelFiles, whole: int) -> None:
+def _check_unpacked(files: ModelFiles, whole: int, dtype: torch.dtype) -> None:
     """Raise ModelError if this machine's memory does not hold the ``whole`` weights once for each of its processes."""
     processes, free = local_world_size(), host_memory().available
+    if dtype == torch.float32 and not files.gguf and quantization_of(files.folder) is None:  # widened part by part
+        stored = dtype_on_disk(read_config(files)) or dtype
+        whole = whole * stored.itemsize // dtype.itemsize
     if whole * processes > free:
         raise ModelError(
             "forecast.memory_watch.unpacked_by_each_process",

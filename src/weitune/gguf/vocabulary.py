@@ -97,13 +97,15 @@ def name_in_file(tokenizer: Any, name: str) -> str:
     """Return ``name`` for a file with the vocabulary of ``tokenizer``.
 
     Control tokens of Phi-3 swallow the white space after them. llama.cpp does so in files whose name has Phi-3 in it,
-    and by nothing else that a file can say.
+    and by nothing else that a file can say. So other files must not have it in their name.
     """
     strips = {token.content: token.rstrip for token in tokenizer.added_tokens_decoder.values()}
     as_phi3 = strips.keys() >= _NOT_STRIPPING and all(
         stripping == (content not in _NOT_STRIPPING) for content, stripping in strips.items()
     )
-    return f"Phi-3 {name}" if as_phi3 and "</s>" in strips and not _PHI3.search(name) else name
+    if not (as_phi3 and "</s>" in strips):
+        return _PHI3.sub("phi", name)
+    return name if _PHI3.search(name) else f"Phi-3 {name}"
 
 
 def strips_after(token: str, name: str) -> bool:

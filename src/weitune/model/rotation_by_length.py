@@ -25,11 +25,15 @@ def rotates_by_length(model: PreTrainedModel) -> bool:
 
 def short_row_tokens(model: PreTrainedModel) -> int | None:
     """Return up to how many tokens a row is rotated by LongRoPE's short factors; None if ``model`` has no LongRoPE."""
-    kinds = [kind for kind, rope_type in _types(model).items() if rope_type == _LONGROPE]
-    if not kinds:
-        return None
-    rope: dict[str, Any] = model.config.get_text_config().rope_parameters
-    return min(int((rope[kind] if kind else rope)["original_max_position_embeddings"]) for kind in kinds)
+    return short_tokens(model.config) if _LONGROPE in _types(model).values() else None
+
+
+def short_tokens(config: Any) -> int | None:
+    """Return the same of a model's configuration."""
+    rope: dict[str, Any] = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    settings = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    found = [each["original_max_position_embeddings"] for each in settings if each.get("rope_type") == _LONGROPE]
+    return min(map(int, found), default=None)
 
 
 def _types(model: PreTrainedModel) -> dict[str, str]:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 from weitune.files.json_files import json_bytes, json_object
 from weitune.files.publish import publish_bytes
 from weitune.report.markup import text
-from weitune.run.names import COMPARISONS, REPORT
+from weitune.run.names import COMPARISONS, RECIPE, REPORT
 
 _MOST = 20
 """Comparisons that a run's folder remembers, the newest last."""
@@ -38,7 +38,7 @@ def siblings(run: Path) -> list[str]:
     """Return the names of other runs beside ``run`` that have a report."""
     place = run.absolute()
     folders = (each.parent for each in sorted(place.parent.glob(f"*/{REPORT}")))
-    return [folder.name for folder in folders if folder.name != place.name]
+    return [folder.name for folder in folders if folder.name != place.name and (folder / RECIPE).is_file()]
 
 
 def comparisons(run: Path) -> list[Path]:

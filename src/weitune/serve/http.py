@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -53,6 +53,24 @@ class HeaderTimeoutProtocol(H11Protocol):
 
 class Server(uvicorn.Server):
     """uvicorn's server. The first Ctrl-C or SIGTERM ends it after the open requests or a minute, the second at once."""
+
+    stopping: Callable[[int], None] = staticmethod(lambda requests: None)
+    """Called when the server begins to end, with the number of open requests."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.stopping(len(self.server_state.tasks))
+        aborting = asyncio.ensure_future(self._abort_if_forced())
+        try:
+            await super().shutdown(sockets)
+        finally:
+            aborting.cancel()
+
+    async def _abort_if_forced(self) -> None:
+        """Wait for the second signal, and drop all connections: asyncio's servers would wait for them."""
+        while not self.force_exit:
+            await asyncio.sleep(0.1)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self.force_exit = self.should_exit  # uvicorn's own method heeds only a second SIGINT

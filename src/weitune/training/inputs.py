@@ -24,6 +24,7 @@ from weitune.data.schedule import Plan
 from weitune.errors import DataError
 from weitune.forecast.memory_estimate import MOST_TOKENS_ON_CPU
 from weitune.forecast.workload import most_tokens_on_cpu
+from weitune.generate.constrain.opening import content_opening
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FILES
 from weitune.model.load.config import read_config
@@ -117,6 +118,9 @@ def collect_inputs(
     tokenizer, framing = framed = open_framing(files, recipe.tokens)
     if not resumed:
         check_arguments(framing, recipe.tokens)
+    if recipe.train.sample_schema is not None:
+        content_opening(framing)  # refuses a schema where the prompt opens a thought
+    start = adapter_folder(recipe.adapter.init_from) if recipe.adapter and recipe.adapter.init_from else None
     for note in framing.notes:
         reporter.say(note)
     if wrapper := wrapper_of(files):
@@ -136,8 +140,7 @@ def collect_inputs(
         files = locate_base(recipe)
     base = base_fingerprints(files) if weights else {}
     basis = {**base, **_basis(framing, examples, validation, plan)}
-    if recipe.adapter and recipe.adapter.init_from:
-        start = adapter_folder(recipe.adapter.init_from)
+    if start is not None:
         basis["lora.init_from"] = hashlib.sha256((start / ADAPTER_FILES[1]).read_bytes()).hexdigest()
         if base:
             _note_other_base(start, files, reporter)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from weitune.errors import InputError, Interrupted
+from weitune.files.json_files import json_object
 from weitune.forecast import memory_watch
 from weitune.forecast.run_forecast import Format
 from weitune.generate.run import Run
@@ -35,6 +36,7 @@ from weitune.run.create import (
 from weitune.run.disk_retry import refusals_explained
 from weitune.run.events import EventLog, read_events
 from weitune.run.machine import describe_machine, machine_changes
+from weitune.run.names import OUTCOME
 from weitune.run.preference_figures import chosen_note
 from weitune.training.distributed.processes import check_same_step, peer_failures_explained
 from weitune.training.inputs import RunInputs, collect_inputs
@@ -49,7 +51,7 @@ from weitune.training.resume import resume_checks
 from weitune.training.resume.resume_state import ResumeState
 from weitune.training.session import Session, open_session
 from weitune.training.signals import StopRequest
-from weitune.training.validation import check_sample_schema, make_validator, sample_schema
+from weitune.training.validation import make_validator, sample_schema
 from weitune.training.validation_history import chosen_checkpoint
 
 
@@ -115,7 +117,6 @@ def _begin(session: Session, recipe: Recipe) -> None:
     check_trackers(recipe)
     sample_schema(recipe)  # refused before the data are read
     inputs = collect_inputs(recipe, session.reporter, session.accelerator)
-    check_sample_schema(recipe, inputs.framing)
     run = prepare_run(session, inputs, recipe.train.precision, fresh=True)
     if session.main:
         peak = run.peak_memory()
@@ -171,10 +172,13 @@ def _end_again(session: Session, step: int, recipe: Recipe) -> None:
         chosen = chosen_checkpoint(folder, step, recipe.train.patience)
         publish_adapter(chosen, folder / ADAPTER_FOLDER)
         ends = [event for event in read_events(folder) if event["event"] == "end"]
-        if ends and ends[-1].get("step") == step and ends[-1].get("adapter_step") in {None, chosen.step}:
+        same = bool(ends) and ends[-1].get("step") == step and ends[-1].get("adapter_step") in {None, chosen.step}
+        if same and json_object(folder / OUTCOME).get("state") != "running":
             return
         session.reached.step = session.reached.steps = step
         with session.training():
+            if same:  # a kill came between the end and its outcome
+                return
             update_recipe(folder, recipe)
             log = EventLog(folder)
             try:
@@ -189,7 +193,6 @@ def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:
     check_trackers(recipe)
     sample_schema(recipe)
     inputs = _same_inputs(session, past, recipe)
-    check_sample_schema(recipe, inputs.framing)
     chosen = past.micro_tokens if recipe.train.micro_tokens == "auto" else None
     run = prepare_run(
         session,

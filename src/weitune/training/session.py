@@ -24,7 +24,7 @@ from weitune.run.disk_retry import refusals_explained
 from weitune.run.lock import run_lock
 from weitune.run.names import OUTCOME, RECIPE
 from weitune.shell import shell_command
-from weitune.training.distributed.processes import agreed, make_accelerator
+from weitune.training.distributed.processes import agreed, check_device, make_accelerator
 from weitune.training.reporter import Reporter
 from weitune.training.signals import StopRequest, heeding_stop_file, stop_requests
 
@@ -117,7 +117,8 @@ def open_session(
         try:
             reporter = reporter or Reporter()
             reporter.beginning(folder)
-            target = choose_device(device)
+            target = choose_device(device, training=True)
+            check_device(device)
             accelerator = make_accelerator(target)
             main = bool(accelerator.is_local_main_process if each_node else accelerator.is_main_process)
             with heeding_stop_file(folder, asked, main=main, alone=accelerator.num_processes == 1):

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.frame.framing import Framing
 from weitune.data.preference.values import Group, Item
 from weitune.data.prepare.holdout import ItemSet
 from weitune.evaluate.evaluation_set import Question, first_questions
 from weitune.evaluate.loss import MICRO_TOKENS, MeasuredLoss, measure_loss
 from weitune.evaluate.samples import Sample, answer_samples
 from weitune.files.paths import user_path
-from weitune.generate.constrain.opening import content_opening
 from weitune.generate.constrain.schema import JsonRule
 from weitune.generate.constrain.schema_file import read_schema
 from weitune.generate.engine import Engine
@@ -129,12 +127,6 @@ def sample_schema(recipe: Recipe) -> Mapping[str, Any] | None:
     schema = read_schema(user_path(recipe.train.sample_schema))
     JsonRule(schema)
     return schema
-
-
-def check_sample_schema(recipe: Recipe, framing: Framing) -> None:
-    """Raise InputError if sample answers must fit a schema and ``framing`` opens their reasoning in the prompt."""
-    if recipe.train.sample_schema is not None:
-        content_opening(framing)
 
 
 def make_validator(run: PreparedRun, *, main: bool) -> Validator | None:

@@ -97,7 +97,7 @@ def resume(
     recipe, settings = folders.read(folder)
     view = view or View()
     with _heeding(folder, stop) as asked:
-        inputs = collect_inputs(recipe, view)
+        inputs = collect_inputs(recipe, view, resumed=True)
         basis = {**inputs.basis, **fingerprints_as(settings.basis, inputs.files)}
         before, now = dict(leaves(settings.basis)), dict(leaves(basis))
         if settings.recipe:

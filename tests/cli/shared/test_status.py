@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -341,3 +343,36 @@ def test_progress_within_a_phase_is_written_now_and_then(tmp_path: Path) -> None
 def test_a_folder_without_a_lock_is_not_training(tmp_path: Path) -> None:
     assert not is_training(tmp_path)
     assert not is_training(tmp_path / "none")
+
+
+def test_json_is_utf_8_whatever_the_terminals_encoding(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "甄嬛.json"
+    rows.write_text(json.dumps(ROWS), encoding="utf-8")
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", errors="replace"))
+    assert main(["data", "check", str(rows), "--json"]) == 0
+    sys.stdout.flush()
+    assert "甄嬛.json" in str(json.loads(raw.getvalue()))
+
+
+def test_what_programs_read_is_english_to_the_last_word(
+    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, chinese = tmp_path / "run", re.compile("[\u4e00-\u9fff]")
+    assert main(training(place, output, "--train.max_steps", "1")) == 0
+    status = tmp_path / "status.json"
+    assert main(["--language", "zh", "train", "--resume", str(output), "--lora.r", "9", "--status", str(status)]) == 2
+    told = json_object(status)
+    assert "lora.r" in told["message"]
+    assert not chinese.search(told["message"])
+    assert chinese.search(told["told"])
+    twice = tmp_path / "twice.json"
+    twice.write_text(json.dumps([ROWS[0]] * 4 + [{**ROWS[0], "output": ""}]), encoding="utf-8")
+    capsys.readouterr()
+    plan = ["--language", "zh", "plan", "--model", str(place / "model"), "--data", str(twice), "--json"]
+    assert main(plan) == 0
+    notes = json.loads(capsys.readouterr().out)["notes"]
+    assert len(notes) > 2
+    assert not [note for note in notes if chinese.search(note)]

@@ -32,6 +32,11 @@ def test_an_argument_that_nothing_reads_is_refused(
 
 
 def test_arguments_that_are_read_pass() -> None:
-    for arguments in (None, {}, {"enable_thinking": False}):
+    for family, arguments in (
+        ("qwen3", None),
+        ("qwen3", {}),
+        ("qwen3", {"enable_thinking": False}),
+        ("llama3", {"bos_token": "<|begin_of_text|>"}),
+    ):
         tokens = Tokens(template_args=arguments)
-        check_arguments(framing_for(tokenizer_of("qwen3"), tokens), tokens)
+        check_arguments(framing_for(tokenizer_of(family), tokens), tokens)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,11 @@ from tests.data.frame.families import FAMILIES, tokenizer_of
 from tests.data.frame.test_framing import framing_of
 from weitune.cli.data.view import print_preview
 from weitune.data.conversation import Conversation, Turn
-from weitune.data.show.preview import Part, PreviewItem, parts
+from weitune.data.frame.choose import framing_for
+from weitune.data.read.conversations import Reader
+from weitune.data.show.preview import Part, PreviewItem, parts, preview
+from weitune.errors import RecipeError
+from weitune.recipe.schema import Recipe, Tokens
 from weitune.report.data_page import data_page
 
 
@@ -64,3 +70,26 @@ def test_nothing_is_said_of_borders_without_look_alikes(capsys: pytest.CaptureFi
     print_preview([item], [])
     assert "┊" not in capsys.readouterr().out
     assert "data-shown=" not in data_page("title", [item], [])
+
+
+def test_the_weights_of_files_are_shown(tmp_path: Path) -> None:
+    row = {"instruction": "q", "input": "", "output": "a"}
+    names = [str(tmp_path / f"{name}.json") for name in "abc"]
+    for name in names:
+        Path(name).write_text(json.dumps([row]), encoding="utf-8")
+    recipe = Recipe(model="any", data=names, weights={names[1]: 0, names[2]: 0.5})
+    tokenizer = tokenizer_of("qwen2.5")
+    whole, nothing, half = preview(Reader(names), framing_for(tokenizer, Tokens()), tokenizer, recipe)
+    assert [part.weight for part in whole.parts if part.kind == "learned"] == [1.0]
+    assert not [part for part in nothing.parts if part.kind == "learned"]
+    assert any("nothing" in tag for tag in nothing.tags)
+    assert [part.weight for part in half.parts if part.kind == "learned"] == [0.5]
+    with pytest.raises(RecipeError, match="elsewhere"):
+        list(
+            preview(
+                Reader(names),
+                framing_for(tokenizer, Tokens()),
+                tokenizer,
+                recipe.model_copy(update={"weights": {"elsewhere": 1}}),
+            )
+        )

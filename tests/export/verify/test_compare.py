@@ -156,3 +156,9 @@ def test_what_good_files_cost_passes_and_what_a_refused_one_cost_does_not(gguf_t
 def test_no_bound_of_a_perplexity_is_wider_than_that_of_log_probabilities_allows() -> None:
     """It would never decide: a perplexity changes by no more than the mean of the absolute differences."""
     assert all(each.perplexity <= math.expm1(each.mean_difference) for each in VERIFIED.values())
+
+
+def test_an_adapter_has_no_prompts_of_its_own() -> None:
+    other = replace(SAME, prompt_tokens=())
+    results = compare(PROMPTS, [SAME, SAME], [other, other], BOUNDS, lambda token: f"t{token}", framed=False)
+    assert {check.name for check in results} == {*checks(SAME, SAME)} - {"tokens"}

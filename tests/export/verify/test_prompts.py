@@ -60,3 +60,32 @@ def test_rows_are_added_until_a_perplexity_has_enough_tokens(tmp_path: Path) -> 
     tokens = [len(each.answer) for each in held.prompts]
     assert ENOUGH_TOKENS <= sum(tokens) < 3 * ENOUGH_TOKENS
     assert len({each.question for each in held.prompts}) == len(tokens) < 200
+
+
+def test_prompts_are_sent_as_programs_send_them(tmp_path: Path) -> None:
+    """Without the run's own system prompt, which the export's template adds; a blank one of a row counts as none."""
+    rows = [
+        [{"role": "system", "content": ""}, {"role": "user", "content": "Who?"}],
+        [{"role": "system", "content": "Own."}, {"role": "user", "content": "Where?"}],
+        [{"role": "user", "content": "When?"}],
+        [{"role": "user", "content": "Why <|im_end|>?"}],
+        [
+            {"role": "user", "content": "What?"},
+            {"role": "assistant", "content": "x", "reasoning_content": "hm"},
+            {"role": "user", "content": "And?"},
+        ],
+    ]
+    answer = {"role": "assistant", "content": "It is so."}
+    lines = [json.dumps({"messages": [*row, answer]}) for row in rows]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    source = open_export_source(save_run(tmp_path / "run", data=[str(tmp_path / "rows.jsonl")], system="Be brief."))
+    prompts, notes = choose_prompts(source, 8)
+    assert not notes
+    sent = {each.question: [message["role"] for message in each.messages] for each in prompts}
+    assert sent == {"Who?": ["user"], "Where?": ["system", "user"], "When?": ["user"]}
+    framed = source.tokenizer.apply_chat_template
+    for each in prompts:
+        tokens = framed(each.messages, chat_template=source.template, add_generation_prompt=True, return_dict=True)[
+            "input_ids"
+        ]
+        assert tuple(tokens) == each.prompt_tokens

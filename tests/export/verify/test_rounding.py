@@ -69,3 +69,12 @@ def test_formats_are_those_that_are_written(run: Run) -> None:
     assert formats["model.layers.0.self_attn.q_proj.weight"] == torch.bfloat16
     assert set(narrower_formats(source, torch.float16).values()) == {torch.float16}
     assert narrower_formats(source, torch.float32) == {}
+
+
+def test_what_a_base_keeps_in_float32_is_not_rounded(run: Run) -> None:
+    source = open_export_source(run)
+    name = "model.norm.weight"
+    source.base.slots[name] = source.base.slots[name]._replace(dtype=torch.float32)  # type: ignore[index]
+    formats = narrower_formats(source, torch.float16)
+    assert name not in formats
+    assert formats["model.embed_tokens.weight"] == torch.float16

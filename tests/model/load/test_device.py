@@ -25,9 +25,10 @@ def test_each_process_of_a_machine_has_its_own_accelerator(monkeypatch: pytest.M
     assert choose_device(torch.device("cuda", 0)) == torch.device("cuda", 0)
 
 
-def test_mps_is_not_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_is_not_chosen_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, "mps", count=1)
-    assert choose_device() == torch.device("cpu")
+    assert choose_device(training=True) == torch.device("cpu")
+    assert choose_device() == torch.device("mps", 0)
 
 
 def test_a_device_that_is_not_there_is_told() -> None:

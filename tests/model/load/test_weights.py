@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
 from tests.families import save_family
 from tests.tiny import save_tiny
@@ -61,11 +62,13 @@ def test_a_template_that_only_a_processors_file_has_is_read(tmp_path: Path) -> N
 def test_what_transformers_says_of_a_tokenizer_is_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = ModelFiles(save_tiny(tmp_path / "model"))
     assert not any("splits text" in note for note in open_framing(files, Tokens()).framing.notes)
-    tokenizer = load_tokenizer(files)
-    tokenizer.fix_mistral_regex = False
-    monkeypatch.setattr("weitune.model.load.tokenizer.load_tokenizer", lambda files: tokenizer)
+    backend = load_tokenizer(files).backend_tokenizer
+    backend.add_tokens([AddedToken(f"word{i}", normalized=False) for i in range(100_001)])
+    backend.save(str(files.folder / "tokenizer.json"))  # transformers looks at large vocabularies alone
+    config = json.loads((files.folder / "config.json").read_text(encoding="utf-8"))
+    old = {**config, "model_type": "mistral", "transformers_version": "4.50.0"}
+    (files.folder / "config.json").write_text(json.dumps(old), encoding="utf-8")
     assert any("splits text" in note for note in open_framing(files, Tokens()).framing.notes)
-    monkeypatch.undo()
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: NoRust())
     with pytest.raises(ModelError, match="only a slow Python tokenizer"):
         load_tokenizer(files)

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DynamoBackend
 
 from weitune.errors import InputError
-from weitune.training.distributed.processes import make_accelerator
+from weitune.training.distributed.processes import check_device, make_accelerator
 
 
 @pytest.fixture(autouse=True)
@@ -40,8 +40,11 @@ def test_a_device_without_float64_cannot_train() -> None:
 
 
 def test_several_processes_do_not_share_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
-    for name, value in (("WORLD_SIZE", "2"), ("LOCAL_RANK", "1")):
-        monkeypatch.setenv(name, value)
-    with pytest.raises(InputError, match="'cuda:0' is one device, and this run has 2 processes"):
-        make_accelerator(torch.device("cuda", 0))
+    check_device("cuda:0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with pytest.raises(InputError, match="'cuda:0' is one device, and this run has 2 processes"):
+            check_device("cuda:0")
+        for device in (None, "cpu", "cuda"):
+            check_device(device)

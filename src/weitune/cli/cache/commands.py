@@ -50,13 +50,13 @@ def command(context: click.Context, as_json: bool) -> None:
     kept = entries()
     _say_unreadable()
     if as_json:
-        from weitune.files.json_files import json_text
+        from weitune.files.json_files import json_bytes
 
         shown = [
             {"kind": entry.kind, "path": str(entry.path), "bytes": entry.bytes, "used": entry.used, "for": entry.owner}
             for entry in kept
         ]
-        print(json_text({"folder": str(cache_folder()), "entries": shown}, indent=1))
+        click.echo(json_bytes({"folder": str(cache_folder()), "entries": shown}, indent=1), nl=False)
         return
     _show(kept)
     print(say("cli.cache.total", size=_total(kept), folder=cache_folder()))

@@ -50,9 +50,9 @@ def check_command(files: tuple[str, ...], recipe_file: str | None, as_json: bool
     with progress(say("cli.data.checking"), unit="row") as bar:
         result = check(recipe, framing, bar.update, reader)
     if as_json:
-        from weitune.files.json_files import json_text
+        from weitune.files.json_files import json_bytes
 
-        print(json_text(result.to_json(), indent=1))
+        click.echo(json_bytes(result.to_json(), indent=1), nl=False)
     else:
         from weitune.cli.data.view import print_check
 

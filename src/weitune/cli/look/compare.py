@@ -32,7 +32,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
     from rich.text import Text
 
     from weitune.errors import InputError
-    from weitune.files.json_files import json_text
+    from weitune.files.json_files import json_bytes
     from weitune.files.paths import user_path
     from weitune.files.publish import publish_text
     from weitune.report.comparison import compare, differences, names_of, results
@@ -51,7 +51,7 @@ def command(runs: tuple[Path, ...], output: Path | None, accept_changed_base: bo
         names = names_of(records)
         with speaking("en"):
             told = {"differences": differences(records), "results": results(records)}
-        print(json_text({title: _by_name(rows, names) for title, rows in told.items()}, indent=1))
+        click.echo(json_bytes({title: _by_name(rows, names) for title, rows in told.items()}, indent=1), nl=False)
     console = Console(highlight=False, quiet=as_json)
     tables = (
         (say("report.comparison.differences"), differences(records)),

@@ -132,9 +132,9 @@ def _checkpoints(folder: Run, checkpoint: Which | Literal["all"]) -> list[Which]
 
 def _show(evaluation: Evaluation, *, as_json: bool) -> None:
     if as_json:
-        from weitune.files.json_files import json_text
+        from weitune.files.json_files import json_bytes
 
-        print(json_text(evaluation.to_json(), indent=1))
+        click.echo(json_bytes(evaluation.to_json(), indent=1), nl=False)
     else:
         from weitune.cli.look.eval_view import print_evaluation
 

@@ -10,7 +10,7 @@ import click
 
 from weitune.cli.shared.options import FiniteRange
 from weitune.evaluate.gate import Bounds
-from weitune.messages import say
+from weitune.messages import joined, say
 
 if TYPE_CHECKING:
     from weitune.evaluate.evaluation import Evaluation
@@ -47,4 +47,4 @@ def raise_if_failed(evaluation: Evaluation) -> None:
         from weitune.evaluate.figures import described
 
         failed = [described(check) for check in evaluation.gate.checks if not check.passed]
-        raise CheckFailed("cli.gate.failed", failed="\n".join(f"  {line}" for line in failed))
+        raise CheckFailed("cli.gate.failed", failed=joined("\n", [joined("", ["  ", line]) for line in failed]))

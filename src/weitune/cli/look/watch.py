@@ -72,7 +72,7 @@ def command(run: Path, once: bool, alive: bool, as_json: bool) -> int:
 
 def _asked(folder: RunFolder, *, alive: bool, as_json: bool) -> int:
     """Answer a program: print the state of the run as JSON, or say whether a process trains in it."""
-    from weitune.files.json_files import json_object, json_text
+    from weitune.files.json_files import json_bytes, json_object
     from weitune.run.liveness import is_training
     from weitune.run.names import OUTCOME
 
@@ -86,7 +86,7 @@ def _asked(folder: RunFolder, *, alive: bool, as_json: bool) -> int:
             **last,
             "outcome": json_object(folder.path / OUTCOME) or None,
         }
-        click.echo(json_text(state, indent=1))
+        click.echo(json_bytes(state, indent=1), nl=False)
     else:
         click.echo(say("cli.watch.alive") if trains else say("cli.watch.not_alive"))
     return 0 if trains or not alive else CheckFailed.exit_code

@@ -24,7 +24,7 @@ import click
 
 from weitune.errors import InputError, WeituneError, first_line, refused_by_system
 from weitune.files.json_files import json_bytes, json_object
-from weitune.files.publish import own_partial, write_bytes
+from weitune.files.publish import own_partial, put_in_place, write_bytes
 from weitune.progress import Phase, watching_phases
 from weitune.ranks import launched, rank
 
@@ -116,7 +116,7 @@ class Status:
         if self._path is not None:
             partial = own_partial(self._path)
             write_bytes(partial, json_bytes(self.fields, indent=1))
-            partial.replace(self._path)
+            put_in_place(partial, self._path)
 
 
 def tell(**fields: Any) -> None:

@@ -133,6 +133,7 @@ def _serve_here(
             return
 
         def started(url: str, server: Server) -> None:
+            server.stopping = lambda requests: show(say("cli.serve.stopping", count=requests)) if requests else None
             show(say("cli.serve.listening", url=url))
 
         serve(models, listening, capacity, guard, Limits(options["max_tokens"], options["max_n"]), started=started)
@@ -173,7 +174,7 @@ def _guard(host: str, options: dict[str, Any]) -> Guard:
     key = options["api_key"]
     if key is not None and not key.strip():
         raise InputError("cli.serve.blank_api_key")
-    if key is not None and not (key.isascii() and key.isprintable() and " " not in key):
+    if key is not None and not (key.isascii() and key.isprintable() and key == key.strip()):
         raise InputError("cli.serve.unsendable_api_key")
     origins = read_origins(options["allow_origin"])
     hosts = frozenset(map(host_name, options["allow_host"]))

@@ -62,9 +62,9 @@ def command(
 
     exports = export_support(built, locate_base(built, weights=False))
     if as_json:
-        from weitune.files.json_files import json_text
+        from weitune.files.json_files import json_bytes
 
-        print(json_text({**plan.to_json(), "exports": exports.to_json()}, indent=1))
+        click.echo(json_bytes({**plan.to_json(), "exports": exports.to_json()}, indent=1), nl=False)
     else:
         from weitune.cli.train.plan_view import print_plan
 

@@ -16,7 +16,7 @@ from weitune.model.load.locate import ModelFiles
 from weitune.model.load.tokenizer import TokenizerFraming
 from weitune.progress import Progress, enter_phase
 from weitune.recipe.schema import Recipe
-from weitune.run.events import Event, typed_event
+from weitune.run.events import Event, Validation, read_events, typed_event
 from weitune.run.preference_figures import fields_of, summary
 from weitune.training.loop import StepRecord
 from weitune.training.validation_history import Evaluation
@@ -51,6 +51,9 @@ class TrainingView(ProgressView):
         enter_phase("training", done, steps)
         self._every = log_every
         self._dashboard.feed(Event("start", done, steps))
+        for event in map(typed_event, read_events(folder) if done else ()):
+            if isinstance(event, Validation):  # the best so far may be among them
+                self._dashboard.feed(event)
         if done:
             self.say(say("cli.training_view.resumed", folder=folder, step=done + 1, steps=steps))
         else:

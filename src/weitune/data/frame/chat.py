@@ -110,6 +110,10 @@ class ChatFraming(Framing):
         return frozenset(name for name, _ in self._template.asks_for)
 
     @property
+    def variables(self) -> frozenset[str]:
+        return self._template.reads
+
+    @property
     def specials(self) -> Mapping[str, str]:
         return self._template.specials
 

@@ -25,7 +25,7 @@ def check_arguments(framing: Framing, tokens: Tokens) -> None:
 
     Jinja itself would ignore it, so a wrong name would change nothing without a word.
     """
-    unread = sorted(set(tokens.template_args or {}) - framing.argument_names)
+    unread = sorted(set(tokens.template_args or {}) - framing.variables)
     if not unread:
         return
     known = sorted(framing.argument_names)

@@ -66,6 +66,11 @@ class Framing(ABC):
         return frozenset()
 
     @property
+    def variables(self) -> frozenset[str]:
+        """The names of all that the template reads, its arguments and what it is always given."""
+        return frozenset()
+
+    @property
     def specials(self) -> Mapping[str, str]:
         """The texts of special tokens that the template may write, by their names (``bos_token``)."""
         return {}

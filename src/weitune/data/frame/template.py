@@ -91,6 +91,15 @@ class ChatTemplate:
         return self.source + self.with_tools + json.dumps(self._variables, ensure_ascii=False, default=str)
 
     @cached_property
+    def reads(self) -> frozenset[str]:
+        """The names of all that the template reads without defining it, given by its user or not."""
+        found = set()
+        for source in (self.source, self.with_tools):
+            environment = environment_of(source)
+            found |= find_undeclared_variables(environment.parse(source)) - set(environment.globals)
+        return frozenset(found)
+
+    @cached_property
     def asks_for(self) -> list[tuple[str, Any]]:
         """The arguments that the template reads, given or not, each with a value to try: a boolean, or what the
         template compares it with."""

@@ -136,7 +136,7 @@ def _least_bytes(reader: Reader) -> int:
     return sum(source.facts.size_bytes for source in reader.sources if source.facts) // 2
 
 
-def _source_weights(reader: Reader, recipe: Recipe) -> list[float]:
+def source_weights(reader: Reader, recipe: Recipe) -> list[float]:
     """Return the weight of each source's rows. Raises RecipeError if a weight names none of the recipe's files."""
     weights = recipe.weights or {}
     for name in weights:
@@ -203,7 +203,7 @@ def _fingerprint(reader: Reader, recipe: Recipe, framing: Framing) -> str:
         "system": recipe.system,
         "columns": recipe.columns,
         "format": recipe.format,
-        "weights": _source_weights(reader, recipe),
+        "weights": source_weights(reader, recipe),
         "max_length": recipe.tokens.max_length,
         "truncation": recipe.tokens.truncation,
         "joiner": read_options(recipe).joiner,
@@ -233,7 +233,7 @@ def _write_examples(
     folder: Path, reader: Reader, recipe: Recipe, framing: Framing, draft: _Draft, progress: Progress | None
 ) -> DataReport:
     accounts = RowCounts()
-    weights = _source_weights(reader, recipe)
+    weights = source_weights(reader, recipe)
     read = ((source, row.with_system(recipe.system, replace_blank=True)) for source, row in reader.conversations())
     with ExampleWriter(folder / EXAMPLES) as writer, without_cycle_collection():
         for batch in encoded_batches(read, draft, framing, reader.problems):
@@ -247,7 +247,7 @@ def _write_groups(
     folder: Path, reader: Reader, recipe: Recipe, framing: Framing, draft: _Draft, progress: Progress | None
 ) -> DataReport:
     accounts = RowCounts()
-    weights = _source_weights(reader, recipe)
+    weights = source_weights(reader, recipe)
     divided = recipe.preference is not None and not recipe.preference.needs_pairs
     read = ((source, row.with_system(recipe.system, replace_blank=True)) for source, row in reader.preferences())
     with GroupWriter(folder) as writer, without_cycle_collection():

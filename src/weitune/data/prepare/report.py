@@ -178,7 +178,8 @@ class DataReport:
 
     def lines(self) -> list[str]:
         """Return the report for the terminal: sources, rows, examples, lengths, and what is worth a look."""
-        return [*map(source_line, self.sources), *self._count_lines(), *(f"  {line}" for line in self._findings())]
+        findings = (joined("", ["  ", line]) for line in self._findings())
+        return [*map(source_line, self.sources), *self._count_lines(), *findings]
 
     def _count_lines(self) -> Iterator[str]:
         rows, examples, lengths = self.rows, self.examples, self.lengths
@@ -188,7 +189,7 @@ class DataReport:
         else:
             yield say("data.report.rows", **counts)
         for reason, count in rows.set_aside.items():
-            yield "  " + say("data.report.set_aside", count=count, reason=translated(reason, "data"))
+            yield joined("", ["  ", say("data.report.set_aside", count=count, reason=translated(reason, "data"))])
         if self.preferences is not None:
             yield from self.preferences.count_lines()
         elif examples.made != rows.read - rows.faulty - rows.set_aside.get(in_english(blank_reason()), 0):

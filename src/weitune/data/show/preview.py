@@ -10,9 +10,9 @@ borders of its tokens, ``┊<┊|im┊_end┊|>┊``, so that it can be told fro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, groupby, islice, pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from weitune.data.conversation import Conversation, Example, Origin, Span
 from weitune.data.formats.parse import Row
@@ -21,6 +21,7 @@ from weitune.data.partition import shared_length
 from weitune.data.preference.values import Judged, Pair
 from weitune.data.prepare.accounts import has_empty_answer
 from weitune.data.prepare.groups import answers_of, dialogues, draft_answers
+from weitune.data.prepare.prepare import source_weights
 from weitune.data.prepare.truncate import within_limit
 from weitune.data.problems import Problem
 from weitune.data.read.conversations import Reader
@@ -130,10 +131,14 @@ def _borders(text: str, ids: Sequence[int], tokenizer: Any, framing: Framing) ->
 def preview(
     reader: Reader, framing: Framing, tokenizer: Any, recipe: Recipe, row: int | None = None
 ) -> Iterator[PreviewItem]:
-    """Yield the examples of all rows of ``reader``, or of the ``row``-th (from 1), or what is wrong with a row."""
+    """Yield the examples of all rows of ``reader``, or of the ``row``-th (from 1), or what is wrong with a row.
+
+    Raises RecipeError if the recipe has a weight for a file that is none of its data.
+    """
     seen: set[int] = set()
-    items = (item for _, item in reader.items())
-    for item in items if row is None else islice(items, row - 1, row):
+    weights = source_weights(reader, recipe)
+    items = reader.items() if row is None else islice(reader.items(), row - 1, row)
+    for number, item in items:
         if isinstance(item, BlankRow):
             yield PreviewItem(str(item.origin), (), (say("data.preview.set_aside", reason=blank_reason()),))
             continue
@@ -143,34 +148,49 @@ def preview(
         read = item.with_system(recipe.system, replace_blank=True)
         key = hash(repr(_texts(read)))
         try:
-            yield from _shown(read, framing, tokenizer, recipe.tokens, is_copy=key in seen)
+            frame = _Frame(framing, tokenizer, recipe.tokens, weights[number])
+            yield from _shown(read, frame, is_copy=key in seen)
         except DataError as error:
             yield _faulty(tuple(problem for problem in error.problems if isinstance(problem, Problem)))
         seen.add(key)
 
 
-def _shown(row: Row, framing: Framing, tokenizer: Any, tokens: Tokens, *, is_copy: bool) -> list[PreviewItem]:
+class _Frame(NamedTuple):
+    """How a row becomes tokens, and the weight of its file."""
+
+    framing: Framing
+    tokenizer: Any
+    tokens: Tokens
+    weight: float
+
+    def trained(self, example: Example) -> tuple[Example, Example | None]:
+        """Return ``example`` with the weights of training, and what training takes of it."""
+        spans = (span._replace(weight=span.weight * self.weight) for span in example.spans)
+        weighted = replace(example, spans=tuple(span for span in spans if span.weight)) if self.weight != 1 else example
+        return weighted, within_limit(weighted, self.tokens)
+
+
+def _shown(row: Row, frame: _Frame, *, is_copy: bool) -> list[PreviewItem]:
     """Return the examples of ``row``, or its answers. Raises DataError if it cannot be framed."""
     place = "" if row.origin is None else str(row.origin)
     if not isinstance(row, Conversation):
-        return [_with_answers(place, row, framing, tokenizer, tokens, is_copy=is_copy)]
+        return [_with_answers(place, row, frame, is_copy=is_copy)]
     items = []
-    for example in framing.examples(row):
-        trained = within_limit(example, tokens)
+    for each in frame.framing.examples(row):
+        example, trained = frame.trained(each)
         tags = _tags(row, example, trained, is_copy=is_copy)
-        items.append(PreviewItem(place, parts(trained or example, tokenizer, framing), tuple(tags)))
+        items.append(PreviewItem(place, parts(trained or example, frame.tokenizer, frame.framing), tuple(tags)))
     return items
 
 
-def _with_answers(
-    place: str, row: Pair | Judged, framing: Framing, tokenizer: Any, tokens: Tokens, *, is_copy: bool
-) -> PreviewItem:
+def _with_answers(place: str, row: Pair | Judged, frame: _Frame, *, is_copy: bool) -> PreviewItem:
     """Return a row's answers after what is common to them: the prompt."""
+    framing, tokenizer = frame.framing, frame.tokenizer
     examples = framing.encode(draft_answers(framing.draft, row))
     shown: list[Example] = []
     tags: dict[str, None] = {}
-    for example, dialogue in zip(examples, dialogues(row), strict=True):
-        trained = within_limit(example, tokens)
+    for each, dialogue in zip(examples, dialogues(row), strict=True):
+        example, trained = frame.trained(each)
         shown.append(trained or example)
         tags |= dict.fromkeys(_tags(dialogue, example, trained, is_copy=is_copy))
     if isinstance(row, Pair) and row.chosen == row.rejected:

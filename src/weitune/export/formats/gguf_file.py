@@ -51,7 +51,7 @@ _Pieces = Iterable[np.ndarray[Any, Any]]
 
 def base_family(source: ExportSource) -> Family:
     """Return the family of the base of ``source``. Raises ModelError if weitune does not write it."""
-    if isinstance(source.base, GgufWeights):
+    if source.files.gguf and isinstance(source.base, GgufWeights):  # other weights may not be here yet
         return source.base.architecture.family
     return family_of(source.config)
 
@@ -115,7 +115,7 @@ def _mixture(source: ExportSource, family: Family, gguf_type: GgufType, head: Gg
     return Mixture(
         gguf_type,
         config.num_hidden_layers,
-        "token_embd.weight" if config.tie_word_embeddings else "output.weight",
+        "token_embd.weight" if source.head_is_tied else "output.weight",
         head,
         experts.value if experts else 0,
         is_70b=maybe_70b and config.num_key_value_heads != config.num_attention_heads,
@@ -153,7 +153,7 @@ def _plan(
     source: ExportSource, family: Family, weights: Weights, mixture: Mixture, importance: Mapping[str, Tensor]
 ) -> list[TensorPlan]:
     parameters = Parameters(weights, source.layout)
-    head_is_tied = source.config.tie_word_embeddings
+    head_is_tied = source.head_is_tied
     names = [
         name
         for name in parameters.shapes

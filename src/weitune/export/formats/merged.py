@@ -69,6 +69,8 @@ def write_merged(folder: Path, source: ExportSource, dtype: torch.dtype | None, 
 
 def check_complete(source: ExportSource) -> None:
     """Raise ModelError if the base is a ``.gguf`` file with tensors for which transformers has no name."""
+    if not source.files.gguf:  # perhaps the weights are not here yet
+        return
     if isinstance(source.base, GgufWeights) and (left_out := source.base.left_out):
         raise ModelError("export.merged.left_out", architecture=source.base.architecture.name, **counted(left_out))
 

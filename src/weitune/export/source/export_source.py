@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from weitune.data.conversation import Conversation
 from weitune.data.frame.choose import framing_for
 from weitune.data.frame.framing import Framing
@@ -73,6 +75,18 @@ class ExportSource:
     @cached_property
     def layout(self) -> Layout:
         return layout_of(self.files, self.base.slots)
+
+    @cached_property
+    def head_is_tied(self) -> bool:
+        """Whether the output head is the matrix of the input embeddings.
+
+        Some configurations say so of files that have two, such as that of Mistral Small 3.1.
+        """
+        if not self.config.tie_word_embeddings:
+            return False
+        files = {parameter: file for file, place in self.layout.places.items() for parameter in place.parameters}
+        ends = [files[name] for name in ("lm_head.weight", "model.embed_tokens.weight") if name in files]
+        return len(ends) < 2 or torch.equal(*map(self.base.read, ends))
 
     @cached_property
     def config(self) -> Any:

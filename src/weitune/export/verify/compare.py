@@ -19,7 +19,7 @@ from typing import Any
 from weitune.errors import WeituneError
 from weitune.export.verify.outputs import Outputs
 from weitune.export.verify.prompts import ENOUGH_TOKENS, VerificationPrompt
-from weitune.messages import say
+from weitune.messages import joined, say
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +108,8 @@ class VerificationError(WeituneError):
     exit_code = 2
 
     def __init__(self, verdict: Verdict, folder: str) -> None:
-        failed = [f"{check.name}: {check.found}" for check in verdict.checks if not check.passed]
-        super().__init__("export.compare.export_differs", checks="\n  ".join(failed), folder=folder)
+        failed = [joined(": ", [check.name, check.found]) for check in verdict.checks if not check.passed]
+        super().__init__("export.compare.export_differs", checks=joined("\n  ", failed), folder=folder)
         self.verdict = verdict
 
 
@@ -120,14 +120,17 @@ def compare(
     bounds: Bounds,
     text_of: Callable[[int], str],
     ignored_stops: Sequence[int] = (),
+    *,
+    framed: bool = True,
 ) -> tuple[Check, ...]:
     """Compare the outputs of base + adapter, ``expected``, with those of an export, ``actual``.
 
-    ``text_of`` shows a token; ``ignored_stops`` are stop tokens of the run at which the export does not stop.
+    ``text_of`` shows a token; ``ignored_stops`` are stop tokens of the run at which the export does not stop. An export
+    that is not ``framed`` has no template and no tokenizer, so there are no prompts of its own.
     """
     rows = list(zip(prompts, expected, actual, strict=True))
     return (
-        _tokens(rows, text_of),
+        *([_tokens(rows, text_of)] if framed else []),
         _answers(rows, bounds, text_of),
         _logprobs(rows, bounds),
         _stops(rows, bounds, [f"{token} {text_of(token)!r}" for token in ignored_stops]),

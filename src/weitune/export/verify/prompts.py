@@ -129,12 +129,17 @@ def _evenly(prompts: list[VerificationPrompt], count: int) -> list[VerificationP
 def _prompts(source: ExportSource, conversations: Iterable[Conversation]) -> Iterator[VerificationPrompt]:
     """Yield a prompt for every dialogue that ends with an answer in plain text and fits the run's longest example."""
     for conversation in conversations:
-        *before, last = conversation.turns
+        framed = source.with_system(conversation)
+        *before, last = framed.turns
+        if framed is not conversation:
+            before = before[1:]  # the run's own system prompt, which an export adds by itself
         plain = not conversation.tools and all(turn.role != "tool" and not turn.tool_calls for turn in before)
         if last.role != "assistant" or last.tool_calls or last.weight == 0 or not plain or not before:
             continue
+        if any(turn.reasoning or source.framing.lookalikes(turn.content) for turn in before):
+            continue  # other programs cannot be sent it as training saw it
         try:
-            *_, example = source.framing.examples(source.with_system(conversation))
+            *_, example = source.framing.examples(framed)
         except InputError:  # this framing cannot take it, as training has reported
             continue
         if not example.spans or len(example.input_ids) > source.recipe.tokens.max_length:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from weitune.export.formats.merged import written_slots
 from weitune.export.source.export_source import ExportSource
 from weitune.export.verify.compare import Bounds, differences, divergences
 from weitune.export.verify.outputs import Computing, Outputs
@@ -54,11 +55,12 @@ def narrower_formats(source: ExportSource, dtype: torch.dtype | None) -> dict[st
 
     ``dtype`` is the format that was asked for.
     """
+    slots = written_slots(source.base.slots, dtype)
     written = {
-        parameter: dtype or source.base.slots[name].dtype
+        parameter: slots[name].dtype
         for name, place in source.layout.places.items()
         for parameter in place.parameters
-        if source.base.slots[name].dtype.is_floating_point
+        if slots[name].dtype.is_floating_point
     }
     return {name: form for name, form in written.items() if form.itemsize < torch.float32.itemsize}
 

@@ -25,6 +25,7 @@ from weitune.gguf.families.fields import rounds_yarn
 from weitune.gguf.splitting import splits_otherwise
 from weitune.gguf.types import MIXTURES, GgufType
 from weitune.messages import say
+from weitune.model.rotation_by_length import short_tokens
 from weitune.progress import Progress, Stage, enter_phase
 
 BOUNDS = {
@@ -88,7 +89,8 @@ def verify(folder: Path, source: ExportSource, options: ExportOptions, stage: St
         names = ", ".join(repr(text_of(token)) for token in sorted(sooner))
         notes.append(say("export.verification.ends_answers_sooner", tokens=names))
     expected = [outputs.ended_at(sooner) for outputs in expected]
-    checks = compare(prompts, expected, actual, bounds, text_of, ignored_stops)
+    framed = options.format != "gguf-adapter"
+    checks = compare(prompts, expected, actual, bounds, text_of, ignored_stops, framed=framed)
     if not held_out.prompts:
         return Verdict(engine, len(prompts), bounds, checks, tuple(notes))
     perplexity = Perplexity.of(expected_of_held_out, actual_of_held_out, of_run=held_out.of_run)
@@ -166,6 +168,8 @@ def _base_file(folder: Path, source: ExportSource, stage: Stage) -> Iterator[Pat
 def _differences(source: ExportSource) -> list[str]:
     """Return notes on what llama.cpp computes otherwise for every file of this model."""
     notes = []
+    if short_tokens(source.config) is not None:
+        notes.append(say("export.verification.rotates_by_context", tokens=short_tokens(source.config)))
     if rounds_yarn(source.config):
         notes.append(say("export.verification.rounds_yarn"))
     if splits_otherwise(json.loads(source.tokenizer.backend_tokenizer.to_str())):

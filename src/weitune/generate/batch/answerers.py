@@ -14,6 +14,7 @@ from weitune.data.calls.form import AnswerForm
 from weitune.data.calls.marks import Marks
 from weitune.data.calls.reader import Said, read_answer
 from weitune.data.conversation import Conversation
+from weitune.data.frame.choose import check_arguments
 from weitune.data.frame.framing import Framing
 from weitune.generate.engine import Engine
 from weitune.generate.open_model import load_engine
@@ -24,6 +25,7 @@ from weitune.generate.stream import Answer
 from weitune.model.file_names import ADAPTER_FILES, MODEL_FILES
 from weitune.model.load.fingerprint import base_fingerprints
 from weitune.model.load.locate import ModelFiles, locate_base
+from weitune.model.load.tokenizer import open_framing
 from weitune.recipe.schema import Recipe
 from weitune.run.manifest import sha256_of
 from weitune.run.run_folder import Which
@@ -111,7 +113,12 @@ def _shown(said: Said) -> str:
 
 
 def base_answerer(recipe: Recipe, batch_size: int, device: str | None = None) -> LocalAnswerer:
-    """Return the answerer of the recipe's model. Raises ModelError if there is none."""
+    """Return the answerer of the recipe's model. Raises ModelError if there is none.
+
+    Raises RecipeError if the model's template does not read an argument that the recipe gives.
+    """
+    if recipe.tokens.template_args:
+        check_arguments(open_framing(locate_base(recipe, weights=False), recipe.tokens).framing, recipe.tokens)
     files = locate_base(recipe)
     return LocalAnswerer(
         lambda: load_engine(recipe, None, files=files, device=device), _identity(recipe, files), batch_size

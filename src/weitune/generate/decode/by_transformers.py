@@ -92,11 +92,12 @@ def for_generation(model: Any) -> Iterator[None]:
 
     ``generate`` fills every option left out from the model's generation config; an empty one adds nothing.
     """
-    flags, training = model.generation_config, model.training
+    flags, training = model.generation_config, [module for module in model.modules() if module.training]
     model.generation_config = GenerationConfig()
     model.eval()
     try:
         yield
     finally:
         model.generation_config = flags
-        model.train(training)
+        for module in training:
+            module.training = True

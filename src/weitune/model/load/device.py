@@ -12,11 +12,11 @@ from weitune.ranks import local_rank, world_size
 from weitune.recipe.schema import Storage
 
 
-def choose_device(device: str | torch.device | None = None) -> torch.device:
+def choose_device(device: str | torch.device | None = None, *, training: bool = False) -> torch.device:
     """Return the accelerator of this process, or the CPU; ``device`` overrides, and is returned if it was chosen so.
 
-    Under a launcher each process gets the accelerator of its local rank. MPS is never chosen, but can be given: it has
-    no float64, which training needs.
+    Under a launcher each process gets the accelerator of its local rank. For ``training`` MPS is not chosen: it has no
+    float64.
     """
     if isinstance(device, torch.device):
         return device
@@ -27,7 +27,7 @@ def choose_device(device: str | torch.device | None = None) -> torch.device:
             raise ModelError("model.device.cannot_be_used", device=device, reason=first_line(error)) from None
         return given if numbered or given.type == "cpu" else _of_rank(given.type)
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if kind is None or kind.type == "mps" else _of_rank(kind.type)
+    return torch.device("cpu") if kind is None or (training and kind.type == "mps") else _of_rank(kind.type)
 
 
 def _of_rank(kind: str) -> torch.device:

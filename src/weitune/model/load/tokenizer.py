@@ -32,7 +32,7 @@ def open_framing(files: ModelFiles, tokens: Tokens) -> TokenizerFraming:
     """
     tokenizer = load_tokenizer(files)
     framing = framing_for(tokenizer, tokens)
-    if getattr(tokenizer, "fix_mistral_regex", True) is False:  # transformers found it, and would only log it
+    if getattr(tokenizer.backend_tokenizer, "fix_mistral_regex", True) is False:  # transformers only logs it
         framing.notes.append(say("model.tokenizer.wrong_split"))
     return TokenizerFraming(tokenizer, framing)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.ranks import local_rank, world_size
+from weitune.ranks import world_size
 from weitune.training.distributed.rendezvous import use_new_store
 
 if TYPE_CHECKING:
@@ -32,11 +32,19 @@ _ENGINES = {
 """Variables of accelerate's launcher for engines that wrap model and optimizer themselves."""
 
 
+def check_device(device: str | None) -> None:
+    """Raise InputError, in every process alike, if several processes are given one ``device`` by its number."""
+    import torch
+
+    if device is not None and world_size() > 1 and torch.device(device).index is not None:
+        raise InputError("training.processes.one_device", device=device, processes=world_size())
+
+
 def make_accelerator(device: torch.device) -> Accelerator:
     """Join the process group of this run, if a launcher has set one up.
 
-    Raises InputError if accelerate's configuration asks for an engine that this run would not use, if ``device`` has no
-    float64, or if it is not that of this process.
+    Raises InputError if accelerate's configuration asks for an engine that this run would not use, or if ``device`` has
+    no float64.
     """
     if device.type == "mps":
         raise InputError("training.processes.no_float64", device=device)
@@ -53,8 +61,6 @@ def make_accelerator(device: torch.device) -> Accelerator:
     cpu = device.type == "cpu"
     if not cpu and world_size() == 1:
         torch.accelerator.set_device_index(device.index or 0)  # accelerate takes the current one
-    elif not cpu and device.index != local_rank() % torch.accelerator.device_count():
-        raise InputError("training.processes.one_device", device=device, processes=world_size())
     # Given here, because accelerate would otherwise take both from the environment: backward would divide the loss
     # once more, or the model be compiled.
     return Accelerator(

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from weitune.errors import RunError
 from weitune.files.json_files import leaves
-from weitune.messages import say
+from weitune.messages import joined, say
 from weitune.model.load.fingerprint import ADDED
 from weitune.recipe.load import fields
 from weitune.recipe.schema import Recipe
@@ -96,7 +96,7 @@ def check_length(run: Path, done: int, steps: int) -> None:
 
 
 def _refusal(run: Path, differences: list[str]) -> RunError:
-    shown = "\n  ".join(differences)
+    shown = joined("\n  ", differences)
     return RunError(
         "training.resume_checks.not_the_same_run", run=run, differences=shown, may_change=", ".join(MAY_CHANGE)
     )
