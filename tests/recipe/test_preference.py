@@ -89,7 +89,7 @@ def test_what_does_not_go_with_preferences(key, value):
 
 def test_an_unknown_method_names_the_known_ones():
     (line,) = problems(LEAST, {"preference": "ppo"})
-    assert line == f"preference: must be {', '.join(map(repr, METHODS[:-1]))} or 'cpo'; found 'ppo'"
+    assert line == f"preference.method: must be {', '.join(map(repr, METHODS[:-1]))} or 'cpo'; found 'ppo'"
 
 
 def test_a_preference_needs_a_method():

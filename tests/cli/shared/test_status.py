@@ -374,5 +374,6 @@ def test_what_programs_read_is_english_to_the_last_word(
     plan = ["--language", "zh", "plan", "--model", str(place / "model"), "--data", str(twice), "--json"]
     assert main(plan) == 0
     notes = json.loads(capsys.readouterr().out)["notes"]
+    choose_language(None)
     assert len(notes) > 2
     assert not [note for note in notes if chinese.search(note)]
