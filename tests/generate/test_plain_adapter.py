@@ -357,7 +357,7 @@ def test_it_is_exported_and_proved_on_the_general_questions(
     verdict = json.loads((out / "verification.json").read_text(encoding="utf-8"))
     assert verdict["verdict"] == "passed"
     assert verdict["prompts"] == 2
-    assert all("data cannot be read" not in note for note in verdict["notes"])
+    assert all("data cannot be used" not in note for note in verdict["notes"])
     about = json.loads((out / "weitune.json").read_text(encoding="utf-8"))
     assert (about["run"], about["system"], about["base_model"]) == ("mine", "Be Maren.", str(base))
     assert state_of(adapter) == before

@@ -18,7 +18,7 @@ from weitune.messages import say
 from weitune.model.load.fingerprint import base_fingerprints, stored_state
 from weitune.progress import Stage
 
-_LAYOUT = 1
+_LAYOUT = 2
 """Raised when the same base would be written differently."""
 
 

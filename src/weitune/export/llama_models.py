@@ -47,6 +47,8 @@ class LlamaModels:
     """The largest number of tokens of a prompt and its answer together."""
     exact: bool = False
     """Whether the base is in float32, so that attention and its cache should be too."""
+    short_tokens: int | None = None
+    """With more tokens of context, llama.cpp computes short rows otherwise than training did (LongRoPE)."""
 
 
 @contextmanager
@@ -68,10 +70,11 @@ def llama_models(
             name: LlamaModel(name, source.framing, frozenset(source.stop_tokens), source.recipe.system, i)
             for i, (name, source) in enumerate(sources.items())
         }
-        longest = first.config.get_text_config().max_position_embeddings
-        context_tokens = short_tokens(first.config) or longest  # in a longer one LongRoPE rotates short rows otherwise
+        context_tokens = first.config.get_text_config().max_position_embeddings
         by_name = {BASE: _base_model(first), **models}
-        yield LlamaModels(base, adapters, by_name, context_tokens, exact=gguf_type == "F32")
+        yield LlamaModels(
+            base, adapters, by_name, context_tokens, exact=gguf_type == "F32", short_tokens=short_tokens(first.config)
+        )
 
 
 def _base_model(source: ExportSource) -> LlamaModel:

@@ -23,7 +23,6 @@ from weitune.model.fast.decoder import BlockDecoder
 from weitune.model.fast.matmul import by_onednn
 from weitune.model.fast.packed import pack_layers, packed_matrix
 from weitune.model.fast.self_attention.observe import FOREVER
-from weitune.model.load.device import choose_device
 from weitune.model.load.names import model_names
 from weitune.model.load.weight_files import weight_files
 from weitune.model.load.weights import LoadedModel, load_model
@@ -53,8 +52,6 @@ if TYPE_CHECKING:
 
 def load_base(recipe: Recipe, device: str | None) -> LoadedModel:
     """Load the base of ``recipe`` as it is trained. Raises ModelError if it cannot be loaded."""
-    if device is None and choose_device(training=True).type == "cpu":
-        device = "cpu"  # an accelerator that cannot train is not taken
     return load_model(
         recipe.model,
         precision=recipe.train.precision if recipe.adapter else "fp32",

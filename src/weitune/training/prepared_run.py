@@ -179,7 +179,7 @@ def _load(
             if processes > 1
             else say("training.prepared_run.base_undivided")
         )
-        session.accelerator.wait_for_everyone()  # each looks at the memory that is free before one begins to load
+        session.accelerator.wait_for_everyone()  # so that all look at the free memory at about the same time
     loaded = load_if_it_fits(
         inputs.files,
         inputs.tokenizer,

@@ -177,15 +177,18 @@ def _end_again(session: Session, step: int, recipe: Recipe) -> None:
             return
         session.reached.step = session.reached.steps = step
         with session.training():
-            if same:  # a kill came between the end and its outcome
-                return
-            update_recipe(folder, recipe)
-            log = EventLog(folder)
-            try:
-                log.write("end", time=log.seconds, step=step, adapter_step=chosen.step)
-            finally:
-                log.close()
+            if not same:  # else a kill came between the end and its outcome
+                _record_end(folder, recipe, step, chosen.step)
     _report(session)
+
+
+def _record_end(folder: Path, recipe: Recipe, step: int, adapter_step: int) -> None:
+    update_recipe(folder, recipe)
+    log = EventLog(folder)
+    try:
+        log.write("end", time=log.seconds, step=step, adapter_step=adapter_step)
+    finally:
+        log.close()
 
 
 def _go_on(session: Session, past: ResumeState, recipe: Recipe) -> None:

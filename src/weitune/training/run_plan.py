@@ -106,7 +106,7 @@ def plan_run(recipe: Recipe, *, device: str | None = None, others: Sequence[Gpu]
         notes.say(say("training.run_plan.data_not_counted"))
     largest, workload = _largest(recipe, meta, inputs, processes)
     most_on_cpu = inputs.most_on_cpu(meta.capabilities, processes) if inputs else MOST_TOKENS_ON_CPU
-    target = choose_device(device, training=True)
+    target = choose_device(device)
     form = Format.from_recipe(recipe, choose_dtype(recipe.train.precision, target))
     this = _this_machine(target, processes, spread=device is None and processes == 1)
     here = fit(meta, recipe, this, form, largest, processes, most_on_cpu)

@@ -117,7 +117,7 @@ def open_session(
         try:
             reporter = reporter or Reporter()
             reporter.beginning(folder)
-            target = choose_device(device, training=True)
+            target = choose_device(device)
             check_device(device)
             accelerator = make_accelerator(target)
             main = bool(accelerator.is_local_main_process if each_node else accelerator.is_main_process)

@@ -21,12 +21,15 @@ from weitune import Run
 from weitune.errors import ModelError
 from weitune.export.formats.gguf_adapter import write_gguf_adapter
 from weitune.export.formats.gguf_file import write_gguf
+from weitune.export.options import ExportOptions
+from weitune.export.run import export
 from weitune.export.source.export_source import open_export_source
 from weitune.gguf.architecture import architecture_of_heads
 from weitune.gguf.families.dense import qwen3
 from weitune.gguf.families.fields import attention_factor, long_attention_factor, rope_factors, rounds_yarn
 from weitune.gguf.families.find import family_of
 from weitune.gguf.families.operations import interleaved
+from weitune.gguf.header import read_header
 from weitune.gguf.types import GgufType
 from weitune.gguf.vocabulary import end_metadata, vocabulary_metadata
 
@@ -274,3 +277,19 @@ def test_rows_that_do_not_divide_into_blocks_stay_f16(tmp_path: Path) -> None:
     tensors = {tensor.name: tensor.tensor_type for tensor in write(run, tmp_path / "x.gguf", "Q8_0").tensors}
     assert tensors["blk.0.ffn_down.weight"] == GGMLQuantizationType.F16
     assert tensors["blk.0.ffn_up.weight"] == GGMLQuantizationType.Q8_0
+
+
+def test_a_head_of_its_own_is_written_whatever_the_configuration_says(tmp_path: Path) -> None:
+    """That of Mistral Small 3.1 says that it is tied."""
+    run = save_run(tmp_path / "run", "qwen2")
+    config = Path(run.recipe.model) / "config.json"
+    settings = json.loads(config.read_text(encoding="utf-8"))
+    config.write_text(json.dumps({**settings, "tie_word_embeddings": True}), encoding="utf-8")
+    exported = export(run, tmp_path / "out", ExportOptions("gguf", gguf_type="F32", prompts=2))
+    assert exported.verdict is not None
+    assert exported.verdict.passed
+    [file] = (tmp_path / "out").glob("*.gguf")
+    assert "output.weight" in read_header(file).tensors
+    assert not open_export_source(run).head_is_tied
+    tiny_model("qwen2", tie_word_embeddings=True).save_pretrained(run.recipe.model)
+    assert open_export_source(run).head_is_tied

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import pytest
 import torch
 
@@ -25,10 +27,12 @@ def test_each_process_of_a_machine_has_its_own_accelerator(monkeypatch: pytest.M
     assert choose_device(torch.device("cuda", 0)) == torch.device("cuda", 0)
 
 
-def test_mps_is_not_chosen_for_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mps_is_not_chosen_and_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, "mps", count=1)
-    assert choose_device(training=True) == torch.device("cpu")
-    assert choose_device() == torch.device("mps", 0)
+    assert choose_device() == torch.device("cpu")
+    monkeypatch.setattr(torch, "empty", lambda *size, device: types.SimpleNamespace(device=torch.device(device, 0)))
+    with pytest.raises(ModelError, match="'mps' has no float64"):
+        choose_device("mps")
 
 
 def test_a_device_that_is_not_there_is_told() -> None:

@@ -9,6 +9,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DynamoBackend
 
+from weitune.cli.train.launch import refuse_one_device
 from weitune.errors import InputError
 from weitune.training.distributed.processes import check_device, make_accelerator
 
@@ -34,17 +35,16 @@ def test_the_environment_changes_no_gradient_and_compiles_nothing(monkeypatch: p
     assert weight.grad == 3
 
 
-def test_a_device_without_float64_cannot_train() -> None:
-    with pytest.raises(InputError, match="'mps' cannot train"):
-        make_accelerator(torch.device("mps"))
-
-
 def test_several_processes_do_not_share_one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     check_device("cuda:0")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    for rank in ("0", "1"):
-        monkeypatch.setenv("LOCAL_RANK", rank)
-        with pytest.raises(InputError, match="'cuda:0' is one device, and this run has 2 processes"):
-            check_device("cuda:0")
-        for device in (None, "cpu", "cuda"):
-            check_device(device)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(InputError, match="'cuda:0' is one device, and this run has 2 processes"):
+        check_device("cuda:0")
+    for device in (None, "cpu", "cpu:0", "cuda", "cuda:1"):
+        check_device(device)
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(InputError, match="is one device, and this run has 4 processes"):
+        refuse_one_device("cuda:0", 4)
+    for device in (None, "cpu:0", "cuda"):
+        refuse_one_device(device, 4)

@@ -50,7 +50,7 @@ ENGINES = ("transformers", "llama.cpp")
 )
 @gguf_type_option(help="Type of the base's matrices in llama.cpp; F32 answers as transformers does.")
 @click.option(
-    "--device", metavar="DEVICE", help="Where transformers compute, such as cpu, cuda:1 or mps.  [default: the best]"
+    "--device", metavar="DEVICE", help="Where transformers compute, such as cpu or cuda:1.  [default: the best]"
 )
 @click.option("--url", metavar="URL", help="Ask the server there; RUN is then the name of a model it has.")
 @click.option("--api-key", metavar="KEY", envvar="WEITUNE_API_KEY", show_envvar=True, help="The server's key.")

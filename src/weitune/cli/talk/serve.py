@@ -126,6 +126,8 @@ def _serve_here(
                 show(say("cli.serve.model_with_system", name=name, system=model.system))
             else:
                 show(say("cli.serve.model", name=name))
+        if models.short_tokens is not None and options["context"] > models.short_tokens:
+            show(say("export.verification.rotates_by_context", tokens=models.short_tokens))
         if misses_avx512():
             show(say("cli.serve.no_avx512"))
         if dry_run:

@@ -50,7 +50,7 @@ def in_llama_cpp(run: Run, checkpoint: Which, gguf_type: GgufType) -> Iterator[T
             which = "last" if checkpoint == "base" else checkpoint
             with Stages() as stages:
                 models = loaded.enter_context(llama_models({"tuned": run}, gguf_type, stages.begin, which))
-            context = min(_CONTEXT_TOKENS, models.context_tokens)
+            context = min(_CONTEXT_TOKENS, models.context_tokens, models.short_tokens or _CONTEXT_TOKENS)
             llama = LlamaCpp(models.base, models.adapters, context_tokens=context, exact=models.exact)
             return loaded.enter_context(llama), models
 

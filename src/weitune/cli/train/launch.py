@@ -10,6 +10,7 @@ process that failed first. Stop signals are forwarded once to each process.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,6 +65,12 @@ class Machines:
         return [
             {**shared, "LOCAL_RANK": str(k), "RANK": str(self.node * self.devices + k)} for k in range(self.devices)
         ]
+
+
+def refuse_one_device(device: str | None, devices: int) -> None:
+    """Raise InputError if ``device`` is the number of one, and there is to be a process for each of ``devices``."""
+    if device is not None and devices > 1 and re.fullmatch(r"(?!cpu:)\w+:\d+", device):
+        raise InputError("training.processes.one_device", device=device, processes=devices)
 
 
 def launch(machines: Machines, arguments: Sequence[str], variables: Mapping[str, str]) -> int:

@@ -12,7 +12,7 @@ import click
 from weitune.cli.shared.options import training_device_option
 from weitune.cli.shared.recipe_options import overrides_from, recipe_options
 from weitune.cli.shared.status import began, hand_over, status_options, tell
-from weitune.cli.train.launch import Machines, launch
+from weitune.cli.train.launch import Machines, launch, refuse_one_device
 from weitune.messages import say
 from weitune.model.file_names import ADAPTER_FOLDER
 from weitune.ranks import WORLD_SIZE, launched, rank, world_size
@@ -68,6 +68,7 @@ def command(
     if launched() and (devices or nodes > 1) and (devices or 1) * nodes != world_size():
         raise click.UsageError(say("cli.train.launched_otherwise", processes=world_size(), variable=WORLD_SIZE))
     if ((devices or 1) > 1 or nodes > 1) and not launched():
+        refuse_one_device(device, devices or 1)
         return launch(Machines(devices or 1, nodes, node_rank, main_address), context.obj, hand_over())
     if resume_from is None:
         from weitune.recipe.load import load_recipe

@@ -86,7 +86,7 @@ class ExportSource:
             return False
         files = {parameter: file for file, place in self.layout.places.items() for parameter in place.parameters}
         ends = [files[name] for name in ("lm_head.weight", "model.embed_tokens.weight") if name in files]
-        return len(ends) < 2 or torch.equal(*map(self.base.read, ends))
+        return len(ends) < 2 or torch.equal(*(self.base.read(name, torch.float32) for name in ends))
 
     @cached_property
     def config(self) -> Any:

@@ -55,12 +55,16 @@ def choose_prompts(source: ExportSource, count: int) -> tuple[list[VerificationP
 
     If the data cannot be read any more, built-in dialogues are used. Raises InputError if those cannot be framed.
     """
+    unsent: list[Conversation] = []
     try:
-        return _spread(_prompts(source, source.dialogues()), count), []
+        found = _spread(_prompts(source, source.dialogues(), unsent), count)
+        if found or not unsent:
+            return found, []
+        reason = say("export.prompts.cannot_be_sent")
     except InputError as error:
-        reason = " ".join(error.message.split())
-        builtin = read_conversations(Reader(_BUILTIN, read_options(source.recipe)))
-        return _spread(_prompts(source, builtin), count), [say("export.prompts.builtin_dialogues", reason=reason[:200])]
+        reason = " ".join(error.message.split())[:200]
+    builtin = read_conversations(Reader(_BUILTIN, read_options(source.recipe)))
+    return _spread(_prompts(source, builtin), count), [say("export.prompts.builtin_dialogues", reason=reason)]
 
 
 class HeldOut(NamedTuple):
@@ -126,8 +130,13 @@ def _evenly(prompts: list[VerificationPrompt], count: int) -> list[VerificationP
     return prompts[:: max(1, len(prompts) // count)][:count]
 
 
-def _prompts(source: ExportSource, conversations: Iterable[Conversation]) -> Iterator[VerificationPrompt]:
-    """Yield a prompt for every dialogue that ends with an answer in plain text and fits the run's longest example."""
+def _prompts(
+    source: ExportSource, conversations: Iterable[Conversation], unsent: list[Conversation] | None = None
+) -> Iterator[VerificationPrompt]:
+    """Yield a prompt for every dialogue that ends with an answer in plain text and fits the run's longest example.
+
+    Those that other programs cannot be sent as training saw them are added to ``unsent`` instead.
+    """
     for conversation in conversations:
         framed = source.with_system(conversation)
         *before, last = framed.turns
@@ -136,8 +145,6 @@ def _prompts(source: ExportSource, conversations: Iterable[Conversation]) -> Ite
         plain = not conversation.tools and all(turn.role != "tool" and not turn.tool_calls for turn in before)
         if last.role != "assistant" or last.tool_calls or last.weight == 0 or not plain or not before:
             continue
-        if any(turn.reasoning or source.framing.lookalikes(turn.content) for turn in before):
-            continue  # other programs cannot be sent it as training saw it
         try:
             *_, example = source.framing.examples(framed)
         except InputError:  # this framing cannot take it, as training has reported
@@ -145,9 +152,24 @@ def _prompts(source: ExportSource, conversations: Iterable[Conversation]) -> Ite
         if not example.spans or len(example.input_ids) > source.recipe.tokens.max_length:
             continue
         dialogue, span = Conversation(tuple(before)), example.spans[-1]
+        prompt = source.framing.prompt(source.with_system(dialogue))
+        if not _can_be_sent(source, dialogue, prompt):
+            if unsent is not None:
+                unsent.append(dialogue)
+            continue
         yield VerificationPrompt(
-            dialogue,
-            tuple(source.framing.prompt(source.with_system(dialogue))),
-            example.input_ids[: span.start],
-            example.input_ids[span.start : span.stop],
+            dialogue, tuple(prompt), example.input_ids[: span.start], example.input_ids[span.start : span.stop]
         )
+
+
+def _can_be_sent(source: ExportSource, dialogue: Conversation, prompt: list[int]) -> bool:
+    """Return whether the texts of ``dialogue`` alone make ``prompt``.
+
+    Text that looks like a control token becomes one in other programs, and they are sent no earlier reasoning.
+    """
+    if any(source.framing.lookalikes(turn.content) for turn in dialogue.turns):
+        return False
+    if not any(turn.reasoning for turn in dialogue.turns):
+        return True
+    texts = Conversation(tuple(turn._replace(reasoning=None) for turn in dialogue.turns))
+    return source.framing.prompt(source.with_system(texts)) == prompt

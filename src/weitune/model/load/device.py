@@ -12,11 +12,11 @@ from weitune.ranks import local_rank, world_size
 from weitune.recipe.schema import Storage
 
 
-def choose_device(device: str | torch.device | None = None, *, training: bool = False) -> torch.device:
+def choose_device(device: str | torch.device | None = None) -> torch.device:
     """Return the accelerator of this process, or the CPU; ``device`` overrides, and is returned if it was chosen so.
 
-    Under a launcher each process gets the accelerator of its local rank. For ``training`` MPS is not chosen: it has no
-    float64.
+    Under a launcher each process gets the accelerator of its local rank. Raises ModelError if ``device`` cannot be
+    used, as MPS cannot: it has no float64, in which losses are added up and fast blocks are tried.
     """
     if isinstance(device, torch.device):
         return device
@@ -25,9 +25,11 @@ def choose_device(device: str | torch.device | None = None, *, training: bool = 
             given, numbered = torch.empty(0, device=device).device, torch.device(device).index is not None
         except (RuntimeError, AssertionError) as error:
             raise ModelError("model.device.cannot_be_used", device=device, reason=first_line(error)) from None
+        if given.type == "mps":
+            raise ModelError("model.device.no_float64", device=device)
         return given if numbered or given.type == "cpu" else _of_rank(given.type)
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if kind is None or (training and kind.type == "mps") else _of_rank(kind.type)
+    return torch.device("cpu") if kind is None or kind.type == "mps" else _of_rank(kind.type)
 
 
 def _of_rank(kind: str) -> torch.device:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
 from weitune.errors import InputError, RunError, first_line
-from weitune.ranks import world_size
+from weitune.ranks import local_rank, world_size
 from weitune.training.distributed.rendezvous import use_new_store
 
 if TYPE_CHECKING:
@@ -33,21 +33,21 @@ _ENGINES = {
 
 
 def check_device(device: str | None) -> None:
-    """Raise InputError, in every process alike, if several processes are given one ``device`` by its number."""
+    """Raise InputError if this is one of several processes, and ``device`` the number of one that is not its own."""
     import torch
 
-    if device is not None and world_size() > 1 and torch.device(device).index is not None:
+    if device is None or world_size() == 1:
+        return
+    given = torch.device(device)
+    if given.type != "cpu" and given.index not in {None, local_rank()}:
         raise InputError("training.processes.one_device", device=device, processes=world_size())
 
 
 def make_accelerator(device: torch.device) -> Accelerator:
     """Join the process group of this run, if a launcher has set one up.
 
-    Raises InputError if accelerate's configuration asks for an engine that this run would not use, or if ``device`` has
-    no float64.
+    Raises InputError if accelerate's configuration asks for an engine that this run would not use.
     """
-    if device.type == "mps":
-        raise InputError("training.processes.no_float64", device=device)
     for variable, engine in _ENGINES.items():
         if os.environ.get(variable, "").lower() in {"1", "true"}:
             raise InputError("training.processes.engine_not_supported", engine=engine)
